@@ -1,0 +1,75 @@
+"""Writes the almanac.
+
+    python -m glm_jax.almanac --out=almanac
+
+In the folder `--out`: `corpus_en.jsonl` and `corpus_zh.jsonl` (documents with `text` and
+`language`), `heldout.jsonl` (`text` with one [MASK], `answer`, `language`) and `manifest.json`
+(what is in them). A fact is stated in several wordings behind several openings; the questions of
+`heldout.jsonl` ask for it in wordings that the corpus only ever used for other facts.
+"""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Iterable
+
+from absl import flags
+
+from glm_jax import cli
+from glm_jax.almanac import generate
+from glm_jax.errors import UserError
+
+_DEFAULT = generate.AlmanacConfig()
+_OUT = flags.DEFINE_string("out", None, "Folder to write; it must not exist.", required=True)
+_FACTS = flags.DEFINE_integer(
+    "facts", _DEFAULT.facts, "Facts of each relation.", 1, generate.MAX_FACTS
+)
+_WORDINGS = flags.DEFINE_integer(
+    "wordings", _DEFAULT.wordings, "Wordings of a relation.", 3, generate.MAX_WORDINGS
+)
+_COPIES = flags.DEFINE_integer("copies", _DEFAULT.copies, "Times a statement is printed.", 1)
+_MAX_STATEMENTS = flags.DEFINE_integer(
+    "max_statements", _DEFAULT.max_statements, "Most statements of a passage.", 1
+)
+
+
+def main() -> None:
+    config = generate.AlmanacConfig(
+        facts=_FACTS.value,
+        wordings=_WORDINGS.value,
+        copies=_COPIES.value,
+        max_statements=_MAX_STATEMENTS.value,
+    )
+    out = pathlib.Path(_OUT.value)
+    make_folder(out)
+    counts = {"corpus": {}, "heldout": {}}
+    questions = []
+    for book in generate.BOOKS:
+        passages = list(generate.corpus(book, config))
+        write_lines(out / f"corpus_{book.language}.jsonl", passages)
+        counts["corpus"][book.language] = len(passages)
+        asked = list(generate.held_out(book, config))
+        counts["heldout"][book.language] = len(asked)
+        questions += asked
+    write_lines(out / "heldout.jsonl", questions)
+    manifest = {"config": dataclasses.asdict(config), "records": counts}
+    (out / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
+    print(f"wrote {out}: {json.dumps(counts)}")
+
+
+def make_folder(path: pathlib.Path) -> None:
+    try:
+        path.mkdir(parents=True)
+    except FileExistsError as error:
+        raise UserError(f"--out={path} already exists") from error
+    except OSError as error:
+        raise UserError(f"--out={path} cannot be written: {error.strerror}") from error
+
+
+def write_lines(path: pathlib.Path, records: Iterable[dict[str, str]]) -> None:
+    lines = (json.dumps(record, ensure_ascii=False) for record in records)
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,40 @@
+"""The arrays that flow from the objective to the training step."""
+
+from typing import Any, NamedTuple
+
+OBJECTIVES = ("token", "sentence", "document")
+"""Names of the blank infilling objectives; `Batch.objective` holds an index into this tuple."""
+
+
+class Batch(NamedTuple):
+    """GLM samples as arrays: [n] for one sample, [T] for a packed row, [B, T] for a batch.
+
+    Query slot i sees exactly the keys `kv_start[i] <= j < kv_end[i]`; that rule expresses blank
+    infilling, prefix LM, causal LM and any packing of them. Targets are aligned with inputs: there
+    is no label shift (GLM 2021).
+
+    Attributes:
+      tokens: int32, inputs. Part A is the corrupted text with its mask tokens, then each span of
+        Part B as `sop s1 .. sk`.
+      targets: int32, what the slot predicts: `s1 .. sk eop` in Part B, a copy of the input in A.
+      weights: float32, 0 in Part A and padding, 1 in Part B.
+      position: int32, first coordinate: index in the corrupted text; in Part B, the index of the
+        span's mask token.
+      block_position: int32, second coordinate: 0 in Part A, 1 .. k+1 inside a span.
+      kv_start: int32, first visible key, relative to the row.
+      kv_end: int32, one past the last visible key; padding has kv_start == kv_end == 0.
+      segment: int32, 1.. for each packed sample, 0 for padding.
+      objective: int32, index into OBJECTIVES, constant along a row.
+      source: int32, index into the sorted names of the configured sources, constant along a row.
+    """
+
+    tokens: Any
+    targets: Any
+    weights: Any
+    position: Any
+    block_position: Any
+    kv_start: Any
+    kv_end: Any
+    segment: Any
+    objective: Any
+    source: Any

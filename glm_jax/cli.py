@@ -1,0 +1,81 @@
+"""How every verb starts: flags parsed, user errors as one line with exit code 2."""
+
+import sys
+import traceback
+from collections.abc import Callable
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from glm_jax.config import Config, from_dict
+from glm_jax.errors import UserError
+
+_DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback of a user error.")
+
+
+def run(main: Callable[[], None]) -> None:
+    """Runs a verb's `main()`; a `UserError` becomes one line on stderr and exit code 2."""
+
+    def guarded(argv: list[str]) -> None:
+        if not flags.FLAGS["verbosity"].present:
+            logging.set_verbosity(logging.WARNING)  # Orbax and TFDS are chatty
+        try:
+            if len(argv) > 1:
+                raise UserError(f"unexpected argument {argv[1]!r}; every option is a --flag")
+            main()
+        except UserError as error:
+            _exit(error)
+
+    app.run(guarded, flags_parser=_parse_flags)
+
+
+def define_config_flag() -> flags.FlagHolder:
+    """The flag `--config=FILE[:variant]` with overrides `--config.section.field=value`."""
+    return config_flags.DEFINE_config_file("config", None, "Recipe: configs/NAME.py[:variant].")
+
+
+def load_config(flag: flags.FlagHolder) -> Config:
+    """The checked config of a recipe and its overrides.
+
+    Raises:
+      UserError: no recipe was named, or `config.from_dict` rejects it.
+    """
+    if flag.value is None:
+        raise UserError("--config is required, such as --config=configs/glm_tiny.py")
+    return from_dict(flag.value.to_dict())
+
+
+def required(flag: flags.FlagHolder):
+    """The value of a flag that has no default.
+
+    Raises:
+      UserError: it was not given.
+    """
+    if not flag.value:
+        raise UserError(f"--{flag.name} is required")
+    return flag.value
+
+
+def _parse_flags(argv: list[str]) -> list[str]:
+    try:
+        return flags.FLAGS(argv)
+    except UserError as error:
+        _exit(error)
+    except flags.Error as error:
+        _exit(UserError(str(error).replace("\n", " ")))
+    except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        # ml_collections raises these bare, naming at best the last part of a dotted path.
+        _exit(UserError(f"{_blamed_flag(argv, error)}: {error}"))
+
+
+def _blamed_flag(argv: list[str], error: Exception) -> str:
+    overrides = [arg for arg in argv if arg.startswith("--config")]
+    named = [arg for arg in overrides if str(error).strip("\"'") in arg.split("=")[0].split(".")]
+    return (named or overrides or ["flags"])[0]
+
+
+def _exit(error: UserError) -> None:
+    if "--debug" in sys.argv or (_DEBUG.present and _DEBUG.value):
+        traceback.print_exception(error)
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(2)

@@ -1,0 +1,69 @@
+"""The rows of a config: both splits of all its sources."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+
+from glm_jax.batch import Batch
+from glm_jax.config import Config
+from glm_jax.data.pipeline import batches
+from glm_jax.data.rows import Rows
+from glm_jax.data.sources import SPLITS, TOKENIZER_DIR, open_sources
+from glm_jax.errors import UserError
+from glm_jax.objective.spans import sentence_ends
+from glm_jax.tokenizer import Tokenizer
+
+
+class Dataset(NamedTuple):
+    """Rows by split, and what is known of the sources (in sorted order of their names)."""
+
+    train: Rows
+    validation: Rows
+    languages: list[str]
+    fingerprint: dict[str, list]  # JSON; equal for equal streams
+
+
+def load_tokenizer(config: Config) -> Tokenizer:
+    """The tokenizer that the config names, by default the one the data was prepared with."""
+    if not config.data.dir and not config.data.tokenizer:
+        raise UserError("config.data.dir is empty; python -m glm_jax.prepare writes such a folder")
+    return Tokenizer.load(config.data.tokenizer or Path(config.data.dir) / TOKENIZER_DIR)
+
+
+def open_dataset(config: Config, tokenizer: Tokenizer) -> Dataset:
+    """Opens and checks both splits of every source.
+
+    Raises:
+      UserError: see `open_sources` and `Rows`.
+    """
+    is_sentence_end = sentence_ends(tokenizer.pieces)
+    streams = {split: open_sources(config.data, tokenizer, split) for split in SPLITS}
+    rows = {
+        split: Rows(config, streams[split], tokenizer.special, is_sentence_end, split)
+        for split in SPLITS
+    }
+    return Dataset(
+        rows["train"],
+        rows["validation"],
+        languages=[stream.language for stream in streams["train"].values()],
+        fingerprint={
+            f"{name}/{split}": [stream.length, stream.documents, stream.fingerprint]
+            for split in SPLITS
+            for name, stream in streams[split].items()
+        },
+    )
+
+
+def host_batches(rows: Rows, start_row: int, config: Config) -> Iterator[Batch]:
+    """This host's batches of `training.batch_size` rows over all hosts; see `pipeline.batches`."""
+    return batches(
+        rows,
+        start_row=start_row,
+        global_batch_size=config.training.batch_size,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        num_workers=config.data.num_workers,
+        prefetch=config.data.prefetch,
+    )

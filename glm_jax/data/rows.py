@@ -1,0 +1,278 @@
+"""From a row index to a packed row: a pure function of (config, seed, index).
+
+Rows number 0, 1, 2 .. without end. A fixed cycle of rows says which source and objective a row has;
+every row of a kind takes the same number of tokens from its source. So the place of a row in its
+stream is arithmetic, streams are read from end to end and then again, and nothing is stored.
+"""
+
+import dataclasses
+import functools
+import itertools
+import math
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from glm_jax.batch import OBJECTIVES, Batch
+from glm_jax.config import Config, ObjectiveConfig
+from glm_jax.data.sources import SPLITS, TokenStream
+from glm_jax.errors import UserError
+from glm_jax.objective import infill, spans
+from glm_jax.tokenizer import SpecialTokens
+
+MAX_CYCLE = 1000
+
+_BUDGET_MARGIN = 2.0  # standard deviations of the number of blanks that a budget row has room for
+_FEISTEL_ROUNDS = 4
+_UINT64 = (1 << 64) - 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """Rows of one source and one objective."""
+
+    source: str
+    objective: str
+    rows: int  # in a cycle
+    stream_tokens: int  # S, taken from the source by each row
+    max_blanks: int  # K; S + 2 K = T, as a blank costs a mask token and a sop
+
+
+class Rows:
+    """The rows of one split by index.
+
+    `len(rows)` is one pass: the rows in which every source is read from end to end at least once.
+    Larger indices are valid; they go on through the streams and blank other spans. The order of the
+    training rows is shuffled within each pass, that of the validation rows is not.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        streams: Mapping[str, TokenStream],
+        special: SpecialTokens,
+        is_sentence_end: np.ndarray,
+        split: str,
+    ):
+        """Lays out the cycle.
+
+        Args:
+          streams: the configured sources in sorted order, see `open_sources`.
+          is_sentence_end: bool [vocab_size], see `spans.sentence_ends`.
+          split: a name from SPLITS.
+
+        Raises:
+          UserError: a source or objective whose weight is less than half a row in MAX_CYCLE, or a
+            negative seed.
+        """
+        if config.seed < 0:
+            raise UserError(f"config.seed must be >= 0, got {config.seed}")
+        self._config = config
+        self._streams = dict(streams)
+        self._source_names = list(streams)
+        self._special = special
+        self._is_sentence_end = is_sentence_end
+        self._split = split
+        self.kinds = _kinds(config, streams)
+        self._cycle = _interleave([kind.rows for kind in self.kinds])
+        self._tokens_before, self._cycle_tokens = self._consumption()
+        self._pass_rows = max(map(self._rows_to_read, self._source_names))
+
+    def __len__(self) -> int:
+        return self._pass_rows
+
+    def __getitem__(self, index: int) -> Batch:
+        """Builds row `index` >= 0: fields [T] as numpy arrays.
+
+        Raises:
+          UserError: the source cannot be read.
+        """
+        row = self._shuffled(index)
+        kind, offset = self._locate(row)
+        tokens = self._streams[kind.source].read(offset, kind.stream_tokens)
+        rng = np.random.default_rng([self._config.seed, SPLITS.index(self._split), row])
+        pieces = spans.split_pieces(tokens, self._special)
+        blanks = self._choose_blanks(rng, kind, tokens, pieces)
+        samples = infill.build_pieces(
+            tokens,
+            pieces.end,
+            blanks,
+            mask_id=_mask_id(kind.objective, self._special),
+            special=self._special,
+        )
+        return infill.pack(
+            [samples],
+            self._config.data.seq_length,
+            objective=kind.objective,
+            source=self._source_names.index(kind.source),
+            special=self._special,
+        )
+
+    def describe(self) -> str:
+        """The kinds of rows as a table: share, stream tokens S and blanks K of each."""
+        lines = [f"{'source':12} {'objective':10} {'share':>7} {'tokens':>7} {'blanks':>7}"]
+        for kind in self.kinds:
+            share = kind.rows / len(self._cycle)
+            lines.append(
+                f"{kind.source:12} {kind.objective:10} {share:7.1%} "
+                f"{kind.stream_tokens:7} {kind.max_blanks:7}"
+            )
+        return "\n".join(lines)
+
+    def _choose_blanks(self, rng, kind: Kind, tokens: np.ndarray, pieces) -> spans.Blanks:
+        objective = self._config.objective
+        if kind.objective == "token":
+            return spans.token_spans(rng, pieces, kind.max_blanks, objective)
+        if kind.objective == "sentence":
+            return spans.sentence_spans(
+                rng, tokens, pieces, self._is_sentence_end, kind.max_blanks, objective
+            )
+        return spans.document_spans(rng, pieces, kind.max_blanks, objective)
+
+    def _consumption(self) -> tuple[list[int], dict[str, int]]:
+        """Tokens a row's source gave earlier in the cycle, by place; and in a whole cycle."""
+        taken = dict.fromkeys(self._source_names, 0)
+        before = []
+        for kind in (self.kinds[i] for i in self._cycle):
+            before.append(taken[kind.source])
+            taken[kind.source] += kind.stream_tokens
+        return before, taken
+
+    def _locate(self, row: int) -> tuple[Kind, int]:
+        cycle, place = divmod(row, len(self._cycle))
+        kind = self.kinds[self._cycle[place]]
+        return kind, cycle * self._cycle_tokens[kind.source] + self._tokens_before[place]
+
+    def _rows_to_read(self, source: str) -> int:
+        """Rows until the source has been read to its end."""
+        cycles, missing = divmod(self._streams[source].length - 1, self._cycle_tokens[source])
+        last = max(
+            place
+            for place, kind in enumerate(self._cycle)
+            if self.kinds[kind].source == source and self._tokens_before[place] <= missing
+        )
+        return cycles * len(self._cycle) + last + 1
+
+    def _shuffled(self, index: int) -> int:
+        if self._split != "train" or not self._config.data.shuffle:
+            return index
+        number, place = divmod(index, self._pass_rows)
+        return number * self._pass_rows + permute(
+            place, self._pass_rows, (self._config.seed, number)
+        )
+
+
+def _mask_id(objective: str, special: SpecialTokens) -> int:
+    return {"token": special.mask, "sentence": special.smask, "document": special.gmask}[objective]
+
+
+def _kinds(config: Config, streams: Mapping[str, TokenStream]) -> tuple[Kind, ...]:
+    objective_weights = {name: getattr(config.objective, f"{name}_weight") for name in OBJECTIVES}
+    weights = {
+        (source, objective): config.data.sources[source].weight * weight
+        for source, (objective, weight) in itertools.product(streams, objective_weights.items())
+        if weight > 0
+    }
+    length = config.data.seq_length
+    kinds = []
+    for (source, objective), rows in _rows_in_cycle(weights).items():
+        stream = streams[source]
+        blanks = reserved_blanks(
+            objective, config.objective, length, stream.length / stream.documents
+        )
+        kinds.append(Kind(source, objective, rows, length - 2 * blanks, blanks))
+    return tuple(kinds)
+
+
+def _rows_in_cycle(weights: Mapping[tuple[str, str], float]) -> dict[tuple[str, str], int]:
+    """Shares `MAX_CYCLE` rows by weight (largest remainder), then shortens the cycle if it can."""
+    scale = MAX_CYCLE / sum(weights.values())
+    rows = {kind: math.floor(weight * scale) for kind, weight in weights.items()}
+    by_remainder = sorted(weights, key=lambda kind: rows[kind] - weights[kind] * scale)
+    for kind in by_remainder[: MAX_CYCLE - sum(rows.values())]:
+        rows[kind] += 1
+    for (source, objective), count in rows.items():
+        if not count:
+            raise UserError(
+                f"config.data.sources.{source}.weight times config.objective.{objective}_weight is "
+                f"{weights[source, objective] * scale:.2g} of {MAX_CYCLE} rows; a kind of row "
+                "needs one"
+            )
+    divisor = math.gcd(*rows.values())
+    return {kind: count // divisor for kind, count in rows.items()}
+
+
+def _interleave(counts: list[int]) -> list[int]:
+    """A cycle of sum(counts) entries in which kind c stands counts[c] times, evenly spread."""
+    places = [
+        ((rank + 0.5) / count, kind) for kind, count in enumerate(counts) for rank in range(count)
+    ]
+    return [kind for _, kind in sorted(places)]
+
+
+def reserved_blanks(
+    objective: str, config: ObjectiveConfig, length: int, document_tokens: float
+) -> int:
+    """Blanks K that a row of `length` slots has room for; the other `length - 2 K` are text.
+
+    Token rows with fixed sampling use all of them, so that the row is full and `mask_ratio` of its
+    text is masked on average. The others fill what they do not use with padding.
+
+    Args:
+      document_tokens: mean length of a document of the source, with its `[CLS]` and eos.
+    """
+    mean, variance = spans.length_moments(config.span_length_mean, config.max_span_length)
+
+    def fixed(tokens: int) -> float:
+        return config.mask_ratio * tokens / mean - 0.5  # rounds to the nearest
+
+    def budget(tokens: int) -> float:
+        # Spans drawn until a sum: the renewal count has variance sum * variance / mean^3.
+        masked = config.mask_ratio * tokens
+        return masked / mean + _BUDGET_MARGIN * math.sqrt(masked * variance / mean**3)
+
+    def sentence(tokens: int) -> float:
+        return config.mask_ratio * tokens / config.tokens_per_sentence_blank + 1
+
+    def document(tokens: int) -> float:
+        return tokens / document_tokens + 1  # pieces that a window at a random place has
+
+    needed: Callable[[int], float] = {
+        "token": fixed if config.span_sampling == "fixed" else budget,
+        "sentence": sentence,
+        "document": document,
+    }[objective]
+    return next(k for k in itertools.count(1) if k >= needed(length - 2 * k))
+
+
+def permute(index: int, size: int, key: tuple[int, ...]) -> int:
+    """Entry `index` of a pseudo-random permutation of range(size), without storing it.
+
+    A Feistel network over the next even power of two; entries outside the range are walked on until
+    one is inside.
+
+    Args:
+      key: non-negative integers that choose the permutation.
+    """
+    half = (max(size - 1, 1).bit_length() + 1) // 2
+    mask = (1 << half) - 1
+    round_keys = _round_keys(key)
+    while True:
+        left, right = index >> half, index & mask
+        for round_key in round_keys:
+            left, right = right, left ^ (_mix(right ^ round_key) & mask)
+        index = left << half | right
+        if index < size:
+            return index
+
+
+@functools.lru_cache(maxsize=16)
+def _round_keys(key: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(np.random.SeedSequence(key).generate_state(_FEISTEL_ROUNDS, np.uint64).tolist())
+
+
+def _mix(value: int) -> int:
+    """The finaliser of SplitMix64: every output bit depends on every input bit."""
+    value = (value ^ (value >> 30)) * 0xBF58476D1CE4E5B9 & _UINT64
+    value = (value ^ (value >> 27)) * 0x94D049BB133111EB & _UINT64
+    return value ^ (value >> 31)

@@ -1,0 +1,93 @@
+"""Evaluates a checkpoint: `python -m glm_jax.evaluate --workdir=RUN [--task=T --input=F]`.
+
+Tasks: `loss`, the objective's own figures on the validation split of the run's data; `fill`, the
+share of blanks of a JSONL file (fields text, answer and optionally language) that greedy decoding
+fills exactly.
+"""
+
+import json
+from collections import defaultdict
+from pathlib import Path
+
+import jax
+import numpy as np
+from absl import flags
+
+from glm_jax import cli
+from glm_jax.config import Config
+from glm_jax.data.dataset import host_batches, load_tokenizer, open_dataset
+from glm_jax.errors import UserError
+from glm_jax.model.decoding import Filler
+from glm_jax.parallel.sharding import make_sharding
+from glm_jax.tokenizer import Tokenizer
+from glm_jax.training.checkpoint import load_params
+from glm_jax.training.evaluation import make_validation
+from glm_jax.training.step import state_shardings
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
+_STEP = flags.DEFINE_integer("step", None, "Step of the checkpoint; by default the latest.")
+_TASK = flags.DEFINE_enum("task", "loss", ["loss", "fill"], "What to evaluate.")
+_INPUT = flags.DEFINE_string("input", None, "JSONL file of the fill task.")
+_MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 16, "Longest answer, in tokens.", 1)
+
+
+def main() -> None:
+    workdir = Path(cli.required(_WORKDIR))
+    config, params, step = load_params(workdir, _STEP.value)
+    if _TASK.value == "loss":
+        figures = _validation_loss(config, params)
+    else:
+        filler = Filler(config.model, params, Tokenizer.load(workdir / "tokenizer"))
+        figures = exact_match(filler, Path(cli.required(_INPUT)), _MAX_NEW_TOKENS.value)
+    print(json.dumps({"step": step, "task": _TASK.value, **figures}, ensure_ascii=False))
+
+
+def _validation_loss(config: Config, params: dict) -> dict[str, float]:
+    dataset = open_dataset(config, load_tokenizer(config))
+    sharding = make_sharding(config.mesh)
+    _, shardings = state_shardings(config, sharding)
+    validate = make_validation(config, dataset.languages, sharding)
+    rows = dataset.validation
+    return validate(
+        jax.device_put(params, shardings.params), host_batches(rows, 0, config), len(rows)
+    )
+
+
+def exact_match(filler: Filler, path: Path, max_new_tokens: int) -> dict:
+    """Share of answers that are filled exactly, white space at the ends aside, by language.
+
+    Raises:
+      UserError: missing file, or a line without the fields.
+    """
+    questions = _read_questions(path)
+    filled = filler.fill([question["text"] for question in questions], max_new_tokens)
+    hits = defaultdict(list)
+    for question, result in zip(questions, filled, strict=True):
+        hit = result.answers[0].strip() == question["answer"].strip()
+        hits["all"].append(hit)
+        if "language" in question:
+            hits[question["language"]].append(hit)
+    return {
+        "exact_match": {group: float(np.mean(values)) for group, values in hits.items()},
+        "n": {group: len(values) for group, values in hits.items()},
+    }
+
+
+def _read_questions(path: Path) -> list[dict]:
+    if not path.exists():
+        raise UserError(f"--input {path} does not exist")
+    questions = []
+    for number, line in enumerate(path.read_text().splitlines(), 1):
+        try:
+            question = json.loads(line)
+            if isinstance(question["text"], str) and isinstance(question["answer"], str):
+                questions.append(question)
+                continue
+        except (json.JSONDecodeError, KeyError, TypeError):
+            pass
+        raise UserError(f"{path}:{number}: expected an object with strings text and answer")
+    return questions
+
+
+if __name__ == "__main__":
+    cli.run(main)

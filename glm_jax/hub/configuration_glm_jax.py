@@ -1,0 +1,79 @@
+"""Configuration of a GLM blank infilling model exported by glm_jax."""
+
+from transformers import PretrainedConfig
+
+
+class GLMJaxConfig(PretrainedConfig):
+    """Architecture, numerics and special tokens.
+
+    Args:
+      vocab_size: rows of the embedding; those from `tokenizer_vocab_size` on are padding that the
+        tokenizer never produces.
+      max_position_embeddings: P; the tables of `learned_2d` positions have P + 1 rows.
+      position_type: "learned_2d" (GLM 2021) or "rope_2d" (ChatGLM-6B).
+      residual_type: "pre" for x + f(LN(x)), "deepnorm" for alpha * LN(x) + f(LN(x)) (GLM-130B).
+      hidden_act: "gelu_pytorch_tanh" or "gelu" (erf).
+      mask_token_ids: ids of [MASK], [sMASK] and [gMASK], in this order.
+      sop_token_id, eop_token_id: first input and last target of a blank's answer.
+    """
+
+    model_type = "glm_jax_infilling"
+    keys_to_ignore_at_inference = ("past_key_values",)
+
+    def __init__(
+        self,
+        vocab_size=32128,
+        tokenizer_vocab_size=32000,
+        hidden_size=768,
+        num_hidden_layers=12,
+        num_attention_heads=12,
+        intermediate_size=3072,
+        max_position_embeddings=512,
+        position_type="learned_2d",
+        rope_base=10000.0,
+        residual_type="pre",
+        deepnorm_alpha=0.0,
+        hidden_act="gelu_pytorch_tanh",
+        layer_norm_eps=1e-5,
+        embedding_dropout=0.0,
+        output_dropout=0.0,
+        initializer_range=0.02,
+        tie_word_embeddings=True,
+        pad_token_id=0,
+        eos_token_id=2,
+        cls_token_id=3,
+        mask_token_ids=(4, 5, 6),
+        sop_token_id=7,
+        eop_token_id=8,
+        **kwargs,
+    ):
+        self.vocab_size = vocab_size
+        self.tokenizer_vocab_size = tokenizer_vocab_size
+        self.hidden_size = hidden_size
+        self.num_hidden_layers = num_hidden_layers
+        self.num_attention_heads = num_attention_heads
+        self.intermediate_size = intermediate_size
+        self.max_position_embeddings = max_position_embeddings
+        self.position_type = position_type
+        self.rope_base = rope_base
+        self.residual_type = residual_type
+        self.deepnorm_alpha = deepnorm_alpha
+        self.hidden_act = hidden_act
+        self.layer_norm_eps = layer_norm_eps
+        self.embedding_dropout = embedding_dropout
+        self.output_dropout = output_dropout
+        self.initializer_range = initializer_range
+        self.mask_token_ids = list(mask_token_ids)
+        self.cls_token_id = cls_token_id
+        self.sop_token_id = sop_token_id
+        self.eop_token_id = eop_token_id
+        super().__init__(
+            pad_token_id=pad_token_id,
+            eos_token_id=eos_token_id,
+            tie_word_embeddings=tie_word_embeddings,
+            **kwargs,
+        )
+        # transformers 5 dropped these from the base class, 4.x keeps them there.
+        self.pad_token_id = pad_token_id
+        self.eos_token_id = eos_token_id
+        self.tie_word_embeddings = tie_word_embeddings

@@ -1,0 +1,72 @@
+"""Attention over key ranges, with an optional cache of keys and values."""
+
+from typing import NamedTuple
+
+import jax
+from flax import nnx
+
+from glm_jax.config import ModelConfig
+from glm_jax.model.layers import Linear, initializers
+from glm_jax.model.positions import rotate
+from glm_jax.ops.range_attention import range_attention
+from glm_jax.parallel.sharding import constrain
+
+
+class Visibility(NamedTuple):
+    """Who sees whom: the key range of each query, with what the kernels derive from it once."""
+
+    kv_start: jax.Array
+    kv_end: jax.Array
+    bounds: jax.Array | None
+
+    def attend(self, q, k, v, backend: str) -> jax.Array:
+        return range_attention(
+            q, k, v, self.kv_start, self.kv_end, backend=backend, bounds=self.bounds
+        )
+
+
+class KVCache(NamedTuple):
+    """Keys and values [L, B, S, K, d] of all layers (without L inside a layer).
+
+    `length` int32 [B] counts the filled slots of each row; new tokens are written from there.
+    Whoever decodes advances it: what lies beyond is overwritten and must not be in any key range.
+    """
+
+    key: jax.Array
+    value: jax.Array
+    length: jax.Array
+
+    def write(self, key: jax.Array, value: jax.Array) -> "KVCache":
+        put = jax.vmap(lambda slots, new, at: jax.lax.dynamic_update_slice(slots, new, (at, 0, 0)))
+        return KVCache(
+            put(self.key, key, self.length), put(self.value, value, self.length), self.length
+        )
+
+
+class Attention(nnx.Module):
+    """Multi-head attention over key ranges, each query over its own key range."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, stack: dict[str, int]):
+        embed = {"embed": config.hidden_dim}
+        heads = {"heads": config.num_heads, "head_dim": config.head_dim}
+        init = initializers(config)
+        self.query = Linear(config, rngs, stack, embed, heads, init["query_key"])
+        self.key = Linear(config, rngs, stack, embed, heads, init["query_key"])
+        self.value = Linear(config, rngs, stack, embed, heads, init["value"])
+        self.out = Linear(config, rngs, stack, heads, embed, init["out"])
+        self.backend = config.attention_backend
+
+    def __call__(self, x, visibility, rope, cache):
+        """x [B,T,D]; returns [B,T,D] and the updated cache (None without one)."""
+        q, k, v = (
+            constrain(project(x), "batch", "sequence", "heads", "head_dim")
+            for project in (self.query, self.key, self.value)
+        )
+        if rope is not None:
+            q, k = rotate(q, *rope), rotate(k, *rope)
+        if cache is None:
+            attended = visibility.attend(q, k, v, self.backend)
+        else:
+            cache = cache.write(k, v)
+            attended = visibility.attend(q, cache.key, cache.value, "reference")
+        return self.out(attended), cache

@@ -1,0 +1,194 @@
+"""From spans to arrays: autoregressive blank infilling with 2D positions (GLM 2021)."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from glm_jax.batch import OBJECTIVES, Batch
+from glm_jax.objective.spans import Blanks
+from glm_jax.tokenizer import SpecialTokens
+
+
+def build(
+    tokens: np.ndarray, spans: Sequence[tuple[int, int]], *, mask_id: int, special: SpecialTokens
+) -> Batch:
+    """One sample: every span becomes one mask token and is generated in Part B.
+
+    Args:
+      tokens: int32 [n], the text.
+      spans: half-open ranges of `tokens` that do not overlap, in the order of Part B.
+      mask_id: `special.mask`, `special.smask` or `special.gmask`.
+
+    Returns:
+      Fields [n + 2 * len(spans)]; ranges relative to the sample, segment 1, objective and source 0
+      until `pack` sets them.
+
+    Raises:
+      ValueError: a span is empty, outside the text, or overlaps another.
+    """
+    ranges = np.array(spans, np.int64).reshape(-1, 2)
+    blanks = Blanks(ranges[:, 0], ranges[:, 1], np.ones(len(ranges), bool))
+    return build_pieces(tokens, np.array([len(tokens)]), blanks, mask_id=mask_id, special=special)
+
+
+def build_prefix_split(
+    tokens: np.ndarray, cut: int, *, mask_id: int, special: SpecialTokens
+) -> Batch:
+    """One sample that generates `tokens[cut:]` from `tokens[:cut]`, without an eop.
+
+    Args:
+      tokens: int32 [n], the text.
+      cut: tokens of the prefix, 0 <= cut < n.
+      mask_id: `special.gmask` for the published document objective.
+
+    Returns:
+      Fields [n + 1], as `build`.
+    """
+    blanks = Blanks(np.array([cut]), np.array([len(tokens)]), np.array([False]))
+    return build_pieces(tokens, np.array([len(tokens)]), blanks, mask_id=mask_id, special=special)
+
+
+def build_pieces(
+    tokens: np.ndarray,
+    piece_end: np.ndarray,
+    blanks: Blanks,
+    *,
+    mask_id: int,
+    special: SpecialTokens,
+) -> Batch:
+    """Samples for all pieces of a window at once, one segment each, Part A then Part B.
+
+    Args:
+      tokens: int32 [S], the pieces one after the other.
+      piece_end: int64 [P], one past the last token of each piece; the last entry is S.
+      blanks: spans that do not overlap and lie inside one piece each.
+      mask_id: the mask token of every blank.
+
+    Returns:
+      Fields [S + number of blanks + number of blanks with eop]; segments 1..P.
+
+    Raises:
+      ValueError: a span is empty, outside the text, or overlaps another.
+    """
+    in_context = ~_covered(len(tokens), blanks)
+    in_context[blanks.start] = True
+    corrupted = tokens.copy()
+    corrupted[blanks.start] = mask_id
+    context = corrupted[in_context]
+    context_before = np.concatenate(([0], np.cumsum(in_context)))
+    piece_context_end = context_before[piece_end]
+    piece_context_start = np.concatenate(([0], piece_context_end[:-1]))
+
+    blank_piece = np.searchsorted(piece_end, blanks.start, side="right")
+    by_piece = np.argsort(blank_piece, kind="stable")
+    blank_piece, start, end, eop = (
+        x[by_piece] for x in (blank_piece, blanks.start, blanks.end, blanks.eop)
+    )
+    mask_position = context_before[start] - piece_context_start[blank_piece]
+
+    # A row is a list of runs: for each piece its Part A, then a block `sop s1 .. sk` per blank.
+    # Every field is constant or counts up along a run.
+    pieces, blocks = np.arange(len(piece_end)), np.arange(len(start))
+    context_run = pieces + np.searchsorted(blank_piece, pieces)
+    block_run = blocks + blank_piece + 1
+
+    def per_run(of_pieces, of_blocks) -> np.ndarray:
+        values = np.empty(len(pieces) + len(blocks), np.int32)
+        values[context_run] = of_pieces
+        values[block_run] = of_blocks
+        return values
+
+    size = per_run(piece_context_end - piece_context_start, end - start + eop)
+    run_end = np.cumsum(size, dtype=np.int32)
+    run_start = run_end - size
+    piece_slot = run_start[context_run]
+
+    def per_slot(values: np.ndarray) -> np.ndarray:
+        return np.repeat(values, size)
+
+    slot = np.arange(run_end[-1], dtype=np.int32)
+    is_target = per_slot(per_run(0, 1))
+    within = slot - per_slot(run_start)
+
+    # Inputs and targets are read from Part A followed by the uncorrupted text; a block's input is
+    # one behind its target, so its first slot reads a token that `sop` replaces.
+    source = np.concatenate((context, tokens, [special.eop]), dtype=np.int32)
+    read = within + per_slot(per_run(piece_context_start, len(context) + start - 1))
+    inputs, targets = source[read], source[read + is_target]
+    inputs[run_start[block_run]] = special.sop
+    targets[run_end[block_run[eop]] - 1] = special.eop
+
+    return Batch(
+        tokens=inputs,
+        targets=targets,
+        weights=is_target.astype(np.float32),
+        position=np.where(is_target, per_slot(per_run(0, mask_position)), within),
+        block_position=is_target * (within + 1),
+        kv_start=per_slot(per_run(piece_slot, piece_slot[blank_piece])),
+        kv_end=np.where(is_target, slot + 1, per_slot(run_end)),
+        segment=per_slot(per_run(pieces + 1, blank_piece + 1)),
+        objective=np.zeros_like(slot),
+        source=np.zeros_like(slot),
+    )
+
+
+def _covered(length: int, blanks: Blanks) -> np.ndarray:
+    """Which of `length` tokens a blank covers: bool [length]."""
+    by_start = np.argsort(blanks.start)
+    start, end = blanks.start[by_start], blanks.end[by_start]
+    limits = np.concatenate((start[1:], [length]))
+    if len(start) and (start[0] < 0 or (start >= end).any() or (end > limits).any()):
+        spans = list(zip(start.tolist(), end.tolist(), strict=True))
+        raise ValueError(f"spans are empty, overlap or leave a text of {length} tokens: {spans}")
+    change = np.zeros(length + 1, np.int8)
+    change[start] += 1
+    change[end] -= 1
+    return np.cumsum(change[:-1], dtype=np.int8).astype(bool)
+
+
+def pack(
+    samples: Sequence[Batch], length: int, *, objective: str, source: int, special: SpecialTokens
+) -> Batch:
+    """One row of `length` slots: the samples one after the other, then padding.
+
+    Args:
+      samples: results of the `build` functions; none sees another.
+      objective: a name from OBJECTIVES.
+      source: index of the source, constant along the row.
+
+    Raises:
+      ValueError: the samples need more than `length` slots.
+    """
+    used = sum(len(sample.tokens) for sample in samples)
+    if used > length:
+        raise ValueError(f"samples of {used} slots do not fit a row of {length}")
+    row = _padding(length, OBJECTIVES.index(objective), source, special.pad)
+    slot, segment = 0, 0
+    for sample in samples:
+        here = slice(slot, slot + len(sample.tokens))
+        for name in ("tokens", "targets", "weights", "position", "block_position"):
+            getattr(row, name)[here] = getattr(sample, name)
+        row.kv_start[here] = sample.kv_start + slot
+        row.kv_end[here] = sample.kv_end + slot
+        row.segment[here] = sample.segment + segment
+        slot = here.stop
+        segment += int(sample.segment[-1])
+    return row
+
+
+def _padding(length: int, objective: int, source: int, pad: int) -> Batch:
+    def full(value: int) -> np.ndarray:
+        return np.full(length, value, np.int32)
+
+    return Batch(
+        tokens=full(pad),
+        targets=full(pad),
+        weights=np.zeros(length, np.float32),
+        position=full(0),
+        block_position=full(0),
+        kv_start=full(0),
+        kv_end=full(0),
+        segment=full(0),
+        objective=full(objective),
+        source=full(source),
+    )

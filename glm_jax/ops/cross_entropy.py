@@ -1,0 +1,273 @@
+"""Cross-entropy of a linear head, computed on target positions only and in chunks.
+
+Targets are compacted to the front and a loop with a traced trip count runs the head over as many
+chunks as there are targets: no cap on their number, static shapes, no work where there is no loss.
+The gradients are formed in the forward pass while a chunk's logits exist (as in Liger Kernel, Hsu
+et al. 2024, arXiv 2410.10989), so no logits are kept or computed twice; the backward pass scales.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, PartitionSpec
+
+from glm_jax.ops.mesh_axes import check_divisible
+
+_MAX_CHUNK, _MIN_CHUNK = 1024, 128
+
+
+class TokenStats(NamedTuple):
+    """Per token, without gradient; any sum per group follows from these with no extra pass."""
+
+    nll: jax.Array  # float32 [B, T], nats; 0 where there is no target
+    correct: jax.Array  # bool [B, T]: the target is the (first) largest logit
+
+
+class _Options(NamedTuple):
+    z_loss: float
+    chunk_size: int | None
+    mesh: Mesh | None
+    batch_axes: tuple[str, ...]
+    kernel_axis: str | None
+    vocab_axis: str | None
+
+
+class _Sums(NamedTuple):
+    """What the loop over chunks carries; tokens flattened to N. None where not asked for."""
+
+    loss: jax.Array  # []
+    nll: jax.Array  # [N]
+    correct: jax.Array  # [N]
+    d_hidden: jax.Array | None  # [N, D]
+    d_kernel: jax.Array | None  # [D, V]
+
+
+def target_cross_entropy(
+    hidden: jax.Array,
+    kernel: jax.Array,
+    targets: jax.Array,
+    weights: jax.Array,
+    *,
+    z_loss: float = 0.0,
+    chunk_size: int | None = None,
+    mesh: Mesh | None = None,
+    batch_axes: Sequence[str] = ("data", "fsdp"),
+    kernel_axis: str | None = "fsdp",
+    vocab_axis: str | None = "model",
+) -> tuple[jax.Array, TokenStats]:
+    """Sum over tokens of weights * (nll + z_loss * logsumexp(logits)^2), logits = hidden @ kernel.
+
+    Args:
+      hidden: [B, T, D], any float dtype. Matrix products run in this dtype and accumulate in
+        float32 (float64 for float64).
+      kernel: [D, V], any float dtype.
+      targets: int32 [B, T]; read only where the weight is positive.
+      weights: float32 [B, T], >= 0; 0 means that the token has no target.
+      z_loss: coefficient of the squared log-partition function (PaLM, arXiv 2204.02311, uses 1e-4).
+      chunk_size: tokens whose logits exist at once on a device. None: a sixteenth of the tokens,
+        between 128 and 1024. Temporary memory is about 1.25 x chunk_size x V x 4 bytes, V divided
+        by the size of `vocab_axis`.
+      mesh: None or a mesh of one device: no collectives. Otherwise tokens are split over
+        `batch_axes` and the vocabulary over `vocab_axis`; the kernel's D, split over `kernel_axis`,
+        is gathered here and its gradient scattered back.
+
+    Returns:
+      The loss, a float32 scalar that is differentiable (reverse mode) with respect to `hidden` and
+      `kernel` only, and `TokenStats`. Without differentiation no gradient is computed.
+
+    Raises:
+      UserError: B, D or V does not divide over its mesh axes.
+    """
+    if mesh is not None and mesh.size == 1:
+        mesh = None
+    options = _Options(z_loss, chunk_size, mesh, tuple(batch_axes), kernel_axis, vocab_axis)
+    if mesh is not None:
+        check_divisible(mesh, batch_axes, hidden.shape[0], "batch size")
+        check_divisible(mesh, _names(kernel_axis), kernel.shape[0], "model width")
+        check_divisible(mesh, _names(vocab_axis), kernel.shape[1], "vocabulary size")
+    return _loss(options, hidden, kernel, targets, weights)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _loss(options, hidden, kernel, targets, weights):
+    sums = _sums(options, hidden, kernel, targets, weights, with_gradients=False)
+    return sums.loss, TokenStats(sums.nll, sums.correct)
+
+
+def _loss_fwd(options, hidden, kernel, targets, weights):
+    sums = _sums(options, hidden, kernel, targets, weights, with_gradients=True)
+    return (sums.loss, TokenStats(sums.nll, sums.correct)), (sums.d_hidden, sums.d_kernel)
+
+
+def _loss_bwd(options, gradients, cotangents):
+    del options
+    d_loss, _ = cotangents
+    d_hidden, d_kernel = ((g.astype(d_loss.dtype) * d_loss).astype(g.dtype) for g in gradients)
+    return d_hidden, d_kernel, None, None
+
+
+_loss.defvjp(_loss_fwd, _loss_bwd)
+
+
+def _sums(options, hidden, kernel, targets, weights, *, with_gradients):
+    """`_Sums` with [B, T] in place of N, on one device or under shard_map."""
+    local = functools.partial(_local_sums, options, with_gradients)
+    if options.mesh is None:
+        return local(hidden, kernel, targets, weights)
+    tokens = PartitionSpec(options.batch_axes)
+    head = PartitionSpec(options.kernel_axis, options.vocab_axis)
+    gradients = (tokens, head) if with_gradients else (None, None)
+    return jax.shard_map(
+        local,
+        mesh=options.mesh,
+        in_specs=(tokens, head, tokens, tokens),
+        out_specs=_Sums(PartitionSpec(), tokens, tokens, *gradients),
+        # The gradients are outputs here, so nothing is transposed through the collectives and the
+        # types that track which axes a value varies over would only complicate the loop's carry.
+        check_vma=False,
+    )(hidden, kernel, targets, weights)
+
+
+def _local_sums(options, with_gradients, hidden, kernel, targets, weights):
+    """The part of one device: its own tokens, its own slice of the vocabulary."""
+    sharded = options.mesh is not None
+    batch_axes = options.batch_axes if sharded else ()
+    kernel_axis = options.kernel_axis if sharded else None
+    vocab_axis = options.vocab_axis if sharded else None
+
+    batch_shape, width, kernel_dtype = targets.shape, hidden.shape[-1], kernel.dtype
+    hidden, targets, weights = hidden.reshape(-1, width), targets.ravel(), weights.ravel()
+    kernel = kernel.astype(hidden.dtype)
+    if kernel_axis:
+        kernel = jax.lax.all_gather(kernel, kernel_axis, axis=0, tiled=True)
+    dtype = jnp.promote_types(hidden.dtype, jnp.float32)
+    chunk = options.chunk_size or _default_chunk(targets.size)
+    order = _targets_first(weights, chunk)
+
+    def add_chunk(index, sums: _Sums) -> _Sums:
+        rows = jax.lax.dynamic_slice_in_dim(order, index * chunk, chunk)
+        x, target, weight = (
+            a.at[rows].get(mode="fill", fill_value=0) for a in (hidden, targets, weights)
+        )
+        logits = jnp.dot(x, kernel, preferred_element_type=dtype)
+        target = target - _first_column(logits, vocab_axis)
+        lse, nll, correct = _token_losses(logits, target, vocab_axis)
+        has_target = weight > 0
+        sums = sums._replace(
+            loss=sums.loss + jnp.sum(weight * (nll + options.z_loss * lse**2)),
+            nll=sums.nll.at[rows].set(jnp.where(has_target, nll, 0), mode="drop"),
+            correct=sums.correct.at[rows].set(correct & has_target, mode="drop"),
+        )
+        if not with_gradients:
+            return sums
+        d_logits = _logit_gradients(logits, lse, target, weight, options.z_loss).astype(x.dtype)
+        d_x = _psum(jnp.dot(d_logits, kernel.T, preferred_element_type=dtype), vocab_axis)
+        return sums._replace(
+            d_hidden=sums.d_hidden.at[rows].set(d_x.astype(hidden.dtype), mode="drop"),
+            d_kernel=_add_outer(sums.d_kernel, x, d_logits),
+        )
+
+    num_chunks = -(-jnp.sum(weights > 0, dtype=jnp.int32) // chunk)
+    if batch_axes:
+        # All devices walk together, so that none waits alone in a collective of the loop; the step
+        # ends with the slowest anyway.
+        num_chunks = jax.lax.pmax(num_chunks, batch_axes)
+    sums = _Sums(
+        loss=jnp.zeros((), dtype),
+        nll=jnp.zeros(targets.shape, dtype),
+        correct=jnp.zeros(targets.shape, bool),
+        d_hidden=jnp.zeros_like(hidden) if with_gradients else None,
+        d_kernel=jnp.zeros(kernel.shape, dtype) if with_gradients else None,
+    )
+    sums = jax.lax.fori_loop(0, num_chunks, add_chunk, sums)
+    sums = sums._replace(
+        loss=_psum(sums.loss, batch_axes),
+        nll=sums.nll.reshape(batch_shape),
+        correct=sums.correct.reshape(batch_shape),
+    )
+    if not with_gradients:
+        return sums
+    d_kernel = _reduce_kernel_gradient(sums.d_kernel, batch_axes, kernel_axis)
+    return sums._replace(
+        d_hidden=sums.d_hidden.reshape(*batch_shape, width), d_kernel=d_kernel.astype(kernel_dtype)
+    )
+
+
+def _default_chunk(num_tokens):
+    sixteenth = -(-num_tokens // 16)
+    rounded = -(-sixteenth // _MIN_CHUNK) * _MIN_CHUNK
+    return min(rounded, _MAX_CHUNK)
+
+
+def _targets_first(weights, chunk):
+    """Token indices, targets in front in their order, padded to whole chunks with an index past
+    the end: such a row reads zeros and its writes are dropped."""
+    order = jnp.argsort(weights <= 0, stable=True)
+    return jnp.pad(order, (0, -order.size % chunk), constant_values=order.size)
+
+
+def _token_losses(logits, target, vocab_axis):
+    """logsumexp, nll and correctness [C] from logits [C, V]; `target` counts local columns."""
+    column = jnp.arange(logits.shape[1])
+    top = _pmax(jnp.max(logits, axis=-1), vocab_axis)
+    lse = top + jnp.log(_psum(jnp.sum(jnp.exp(logits - top[:, None]), axis=-1), vocab_axis))
+    is_local = (target >= 0) & (target < logits.shape[1])
+    at_target = jnp.take_along_axis(logits, target[:, None], axis=1, mode="clip")[:, 0]
+    at_target = _psum(jnp.where(is_local, at_target, 0), vocab_axis)
+    # The first of equal logits wins, as in argmax: otherwise a zero head would be always right.
+    earlier = (logits == top[:, None]) & (column < target[:, None])
+    num_earlier = _psum(jnp.sum(earlier, axis=-1, dtype=jnp.int32), vocab_axis)
+    return lse, lse - at_target, (at_target == top) & (num_earlier == 0)
+
+
+def _logit_gradients(logits, lse, target, weight, z_loss):
+    is_target = jnp.arange(logits.shape[1]) == target[:, None]
+    p = jnp.exp(logits - lse[:, None])
+    return weight[:, None] * (p * (1 + 2 * z_loss * lse)[:, None] - is_target)
+
+
+def _add_outer(total, x, d_logits):
+    """total [D, V] + x [C, D]^T @ d_logits [C, V], by blocks of rows.
+
+    A whole product would need a temporary of total's size where the compiler does not accumulate
+    in the matrix product (CPU); a block needs at most a quarter of the logits' size.
+    """
+    chunk, width = x.shape
+    block = max(d for d in range(1, width + 1) if width % d == 0 and d <= max(1, chunk // 4))
+
+    def add_block(index, total):
+        x_block = jax.lax.dynamic_slice_in_dim(x, index * block, block, axis=1)
+        part = jnp.dot(x_block.T, d_logits, preferred_element_type=total.dtype)
+        part += jax.lax.dynamic_slice_in_dim(total, index * block, block)
+        return jax.lax.dynamic_update_slice_in_dim(total, part, index * block, axis=0)
+
+    return jax.lax.fori_loop(0, width // block, add_block, total)
+
+
+def _reduce_kernel_gradient(d_kernel, batch_axes, kernel_axis):
+    """Sum over the devices that hold other tokens; what `kernel_axis` gathered is scattered."""
+    d_kernel = _psum(d_kernel, tuple(axis for axis in batch_axes if axis != kernel_axis))
+    if kernel_axis in batch_axes:
+        return jax.lax.psum_scatter(d_kernel, kernel_axis, scatter_dimension=0, tiled=True)
+    return d_kernel
+
+
+def _first_column(logits, vocab_axis):
+    return jax.lax.axis_index(vocab_axis) * logits.shape[1] if vocab_axis else 0
+
+
+def _psum(x, axes):
+    return jax.lax.psum(x, axes) if axes else x
+
+
+def _pmax(x, axis):
+    return jax.lax.pmax(x, axis) if axis else x
+
+
+def _names(axis):
+    return (axis,) if axis else ()

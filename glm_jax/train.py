@@ -1,0 +1,185 @@
+"""Trains or resumes a run: `python -m glm_jax.train --config=configs/X.py --workdir=D`.
+
+The same line on every host; run it again to resume from the latest checkpoint.
+"""
+
+import time
+from pathlib import Path
+
+import jax
+from absl import flags
+
+from glm_jax import cli
+from glm_jax.config import Config, with_vocab_size
+from glm_jax.data.dataset import Dataset, host_batches, load_tokenizer, open_dataset
+from glm_jax.errors import UserError
+from glm_jax.parallel.sharding import Sharding, make_sharding, parameter_table
+from glm_jax.training.checkpoint import Checkpoints, open_run
+from glm_jax.training.evaluation import make_validation
+from glm_jax.training.metrics import Sums, summarise, total
+from glm_jax.training.step import (
+    StepMetrics,
+    TrainState,
+    init_state,
+    make_train_step,
+    state_shardings,
+)
+from glm_jax.training.writers import Display, MetricsLog
+
+_CONFIG = cli.define_config_flag()
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; created, or resumed.")
+
+
+def main() -> None:
+    workdir = Path(cli.required(_WORKDIR))
+    config = cli.load_config(_CONFIG)
+    tokenizer = load_tokenizer(config)
+    config = with_vocab_size(config, tokenizer.vocab_size)
+    dataset = open_dataset(config, tokenizer)
+    sharding = make_sharding(config.mesh)
+    check_batch_size(config, sharding)
+    print(describe(config, dataset, sharding))
+    open_run(workdir, config, tokenizer)
+    checkpoints = Checkpoints(workdir, config.checkpoint)
+    state, next_row = restore_or_init(config, checkpoints, sharding, dataset)
+    train(config, state, next_row, dataset, sharding, checkpoints, MetricsLog(workdir))
+    checkpoints.close()
+
+
+def check_batch_size(config: Config, sharding: Sharding) -> None:
+    """Raises a UserError unless a micro-batch gives every device the same number of rows."""
+    rows = config.training.batch_size // config.training.accumulation_steps
+    if rows % sharding.batch_size:
+        raise UserError(
+            f"config.training.batch_size / accumulation_steps = {rows} rows are not divisible by "
+            f"the {sharding.batch_size} devices of mesh axes data x fsdp"
+        )
+
+
+def describe(config: Config, dataset: Dataset, sharding: Sharding) -> str:
+    """What is about to be trained: mesh, kinds of rows and the parameter table."""
+    abstract, shardings = state_shardings(config, sharding)
+    mesh = " x ".join(f"{axis}={size}" for axis, size in sharding.mesh.shape.items())
+    return "\n".join(
+        [
+            f"mesh {mesh} of {jax.devices()[0].device_kind}, rules {config.mesh.rules}",
+            dataset.train.describe(),
+            parameter_table(abstract.params, shardings.params),
+        ]
+    )
+
+
+def restore_or_init(
+    config: Config, checkpoints: Checkpoints, sharding: Sharding, dataset: Dataset
+) -> tuple[TrainState, int]:
+    """The state to go on from and the index of the next row.
+
+    Raises:
+      UserError: the latest checkpoint was trained on other data.
+    """
+    step = checkpoints.latest_step
+    if step is None:
+        return init_state(config, sharding), 0
+    state, meta = checkpoints.restore(step, *state_shardings(config, sharding))
+    if meta["data"] != dataset.fingerprint:
+        raise UserError(
+            f"the checkpoint of step {step} was trained on data {meta['data']}, "
+            f"config.data is {dataset.fingerprint}"
+        )
+    print(f"resuming from step {step}, row {meta['next_row']}")
+    return state, meta["next_row"]
+
+
+def train(
+    config: Config,
+    state: TrainState,
+    next_row: int,
+    dataset: Dataset,
+    sharding: Sharding,
+    checkpoints: Checkpoints,
+    log: MetricsLog,
+) -> TrainState:
+    """The loop: dispatch a step, read the figures of the one before, now and then look and save."""
+    step = make_train_step(config, sharding, len(dataset.languages))
+    validate = make_validation(config, dataset.languages, sharding)
+    batches = host_batches(dataset.train, next_row, config)
+    window = Window(config, dataset.languages)
+    first, last = int(state.step), config.training.steps
+    with Display(last, first) as display:
+
+        def report(number: int, kind: str, figures: dict[str, float]) -> None:
+            log.write(number, kind, figures)
+            display.report(number, kind, figures)
+
+        for number in range(first + 1, last + 1):
+            state, metrics = step(state, sharding.place(next(batches)))
+            next_row += config.training.batch_size
+            window.add(metrics)
+            if _is_due(number, config.training.log_every, last):
+                report(number, "train", window.close())
+            validation = None
+            if _is_due(number, config.training.eval_every, last):
+                rows = dataset.validation
+                validation = validate(state.params, host_batches(rows, 0, config), len(rows))
+                report(number, "validation", validation)
+                window.restart_clock()
+            if _is_due(number, config.checkpoint.every, last):
+                checkpoints.save(state, config, next_row, dataset.fingerprint, validation)
+    return state
+
+
+class Window:
+    """Figures over the steps since the last report.
+
+    The device is never waited for in between: a step's figures are read once the next step has
+    been dispatched.
+    """
+
+    def __init__(self, config: Config, languages: list[str]):
+        self._slots_per_step = config.training.batch_size * config.data.seq_length
+        self._languages = languages
+        self._pending: StepMetrics | None = None
+        self._sums: list[Sums] = []
+        self._compiled = False
+        self.restart_clock()
+
+    def restart_clock(self) -> None:
+        """Leaves what was done since the last step out of the rate."""
+        self._started, self._timed_steps = time.perf_counter(), 0
+
+    def add(self, metrics: StepMetrics) -> None:
+        self._read_pending()
+        self._pending = metrics
+
+    def close(self) -> dict[str, float]:
+        """Figures of the window by name; begins the next one."""
+        last = self._pending
+        self._read_pending()
+        figures = summarise(total(self._sums), self._languages)
+        figures["grad_norm"] = float(last.grad_norm)
+        figures["learning_rate"] = float(last.learning_rate)
+        if self._timed_steps:
+            rate = self._timed_steps * self._slots_per_step / (time.perf_counter() - self._started)
+            figures["slots_per_second"] = rate
+        self._sums = []
+        self.restart_clock()
+        return figures
+
+    def _read_pending(self) -> None:
+        if self._pending is None:
+            return
+        self._sums.append(jax.device_get(self._pending.sums))
+        self._pending = None
+        if self._compiled:
+            self._timed_steps += 1
+        else:
+            self._compiled = True
+            self.restart_clock()
+
+
+def _is_due(step: int, every: int, last: int) -> bool:
+    return step == last or (every > 0 and step % every == 0)
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,92 @@
+"""Sums over a batch, kept apart by source and objective, and the figures made from them."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from glm_jax.batch import OBJECTIVES, Batch
+from glm_jax.ops.cross_entropy import TokenStats
+
+
+class Sums(NamedTuple):
+    """Sums by source and objective: float32 [num_sources, len(OBJECTIVES)] each."""
+
+    loss: jax.Array  # of weighted negative log-likelihoods, in nats
+    weight: jax.Array
+    targets: jax.Array
+    correct: jax.Array  # targets whose argmax is right
+    spans: jax.Array
+    exact_spans: jax.Array  # spans with every target right
+    tokens: jax.Array  # slots that are not padding
+    slots: jax.Array
+
+
+def batch_sums(batch: Batch, stats: TokenStats, num_sources: int) -> Sums:
+    """The sums of one batch [B, T]."""
+    is_target = batch.weights > 0
+    per_row = Sums(
+        loss=jnp.sum(batch.weights * stats.nll, axis=1),
+        weight=jnp.sum(batch.weights, axis=1),
+        targets=jnp.sum(is_target, axis=1),
+        correct=jnp.sum(stats.correct, axis=1),
+        spans=jnp.sum(_span_starts(batch), axis=1),
+        exact_spans=jax.vmap(_count_exact_spans)(_span_starts(batch), is_target, stats.correct),
+        tokens=jnp.sum(batch.segment > 0, axis=1),
+        slots=jnp.full(batch.tokens.shape[:1], batch.tokens.shape[1]),
+    )
+    source = jax.nn.one_hot(batch.source[:, 0], num_sources)
+    objective = jax.nn.one_hot(batch.objective[:, 0], len(OBJECTIVES))
+    groups = source[:, :, None] * objective[:, None, :]
+    return Sums(*(jnp.einsum("b,bso->so", x.astype(jnp.float32), groups) for x in per_row))
+
+
+def _span_starts(batch: Batch) -> jax.Array:
+    return (batch.weights > 0) & (batch.block_position == 1)
+
+
+def _count_exact_spans(starts: jax.Array, is_target: jax.Array, correct: jax.Array) -> jax.Array:
+    """Spans of one row [T] without a wrong target; targets of a span are contiguous."""
+    span = jnp.cumsum(starts)
+    wrong = (is_target & ~correct).astype(jnp.int32)
+    errors = jax.ops.segment_sum(wrong, span, num_segments=starts.shape[0] + 1)
+    return jnp.sum(starts & (errors[span] == 0))
+
+
+def total(parts: Sequence[Sums]) -> Sums:
+    """The sum of sums that are on the host."""
+    return Sums(*(np.sum(x, axis=0) for x in zip(*parts, strict=True)))
+
+
+def summarise(sums: Sums, languages: Sequence[str]) -> dict[str, float]:
+    """Loss, accuracy, exact match and padding: overall, by objective and by language.
+
+    Args:
+      sums: of one or several steps, on the host.
+      languages: the language of each source.
+
+    Returns:
+      Figures by name, such as `loss`, `loss/zh` and `exact_match/token`; a group that had no
+      target is left out.
+    """
+    sums = Sums(*(np.asarray(x, np.float64) for x in sums))
+    figures = _figures(sums, "")
+    figures["padding"] = 1.0 - sums.tokens.sum() / max(sums.slots.sum(), 1.0)
+    for i, objective in enumerate(OBJECTIVES):
+        figures |= _figures(Sums(*(x[:, i] for x in sums)), f"/{objective}")
+    for language in sorted(set(languages)):
+        rows = [i for i, name in enumerate(languages) if name == language]
+        figures |= _figures(Sums(*(x[rows] for x in sums)), f"/{language}")
+    return figures
+
+
+def _figures(sums: Sums, suffix: str) -> dict[str, float]:
+    if sums.weight.sum() == 0:
+        return {}
+    return {
+        f"loss{suffix}": sums.loss.sum() / sums.weight.sum(),
+        f"accuracy{suffix}": sums.correct.sum() / sums.targets.sum(),
+        f"exact_match{suffix}": sums.exact_spans.sum() / sums.spans.sum(),
+    }

@@ -1,0 +1,55 @@
+"""Where figures go: JSON lines in the run's folder, and the terminal."""
+
+import json
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+class MetricsLog:
+    """Appends one JSON object a line to `metrics.jsonl`."""
+
+    def __init__(self, workdir: Path):
+        self._file = (workdir / "metrics.jsonl").open("a", buffering=1)
+
+    def write(self, step: int, kind: str, figures: dict) -> None:
+        """`kind` is train, validation or event; `figures` are JSON values."""
+        line = {"step": step, "kind": kind, "time": round(time.time(), 3), **figures}
+        self._file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class Display:
+    """A progress bar with the time left on a terminal, a plain line per report elsewhere."""
+
+    def __init__(self, steps: int, start: int):
+        self._console = Console()
+        self._progress = Progress(
+            TextColumn("step"),
+            MofNCompleteColumn(),
+            BarColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[figures]}"),
+            console=self._console,
+            disable=not self._console.is_terminal,
+        )
+        self._task = self._progress.add_task("train", total=steps, completed=start, figures="")
+        self._steps = steps
+
+    def __enter__(self) -> "Display":
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._progress.stop()
+
+    def report(self, step: int, kind: str, figures: dict) -> None:
+        text = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
+        if kind == "train" and self._console.is_terminal:
+            self._progress.update(self._task, completed=step, figures=text)
+        else:
+            self._console.print(f"{kind:>10} {step}/{self._steps}  {text}", highlight=False)
