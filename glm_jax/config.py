@@ -272,6 +272,8 @@ def _check_data(config: Config) -> None:
             f"data.seq_length {data.seq_length} is longer than the position table "
             f"(model.max_positions {config.model.max_positions})",
         )
+    _require(data.num_workers >= 0, f"data.num_workers must be >= 0, got {data.num_workers}")
+    _require(data.prefetch > 0, f"data.prefetch must be positive, got {data.prefetch}")
     for name, source in data.sources.items():
         _require(
             source.weight > 0, f"data.sources.{name}.weight must be positive, got {source.weight}"

@@ -18,8 +18,8 @@ from array import array
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from absl import flags
-from rich import progress
+from absl import flags, logging
+from rich import console, progress
 
 from glm_jax import cli
 from glm_jax.data import sources
@@ -47,6 +47,7 @@ _ON_ERROR = flags.DEFINE_enum(
     "on_error", "fail", ["fail", "skip"], "At a faulty line: stop, or leave it out and count it."
 )
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace an earlier dataset at --out.")
+flags.mark_flags_as_required(["input", "tokenizer", "out"])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,9 +61,7 @@ class Options:
 
 
 def main() -> None:
-    for flag in (_INPUT, _TOKENIZER, _OUT):
-        if not flag.value:
-            raise UserError(f"--{flag.name} is missing")
+    logging.set_verbosity(logging.WARNING)  # TFDS logs every file that it writes
     options = Options(_LANGUAGE.value, _VALIDATION_SHARE.value, _SEED.value, _ON_ERROR.value)
     manifest = prepare(
         _INPUT.value, _TOKENIZER.value, _OUT.value, options, overwrite=_OVERWRITE.value
@@ -240,6 +239,7 @@ def _progress() -> progress.Progress:
         progress.BarColumn(),
         progress.MofNCompleteColumn(),
         progress.TimeElapsedColumn(),
+        console=console.Console(stderr=True),
     )
 
 

@@ -83,6 +83,7 @@ def test_wordings_hold_the_question_and_one_answer(book):
         assert len(set(relation.wordings)) == len(relation.wordings)
         for wording in relation.wordings:
             assert wording.count("{question}") == wording.count("{answer}") == 1
+            assert not wording.startswith("{answer}")
         for question, answer in relation.facts:
             assert answer not in question
             assert question not in answer

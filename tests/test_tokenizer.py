@@ -89,7 +89,7 @@ def test_batch_is_single(loaded, num_threads):
 
 def test_special_tokens_have_their_ids_and_no_text(loaded):
     assert loaded.special == SpecialTokens()
-    assert loaded.pieces[: len(SPECIAL_PIECES)] == list(SPECIAL_PIECES)
+    assert [loaded.pieces[i] for i in loaded.control_ids] == list(SPECIAL_PIECES)
     assert len(loaded.pieces) == loaded.vocab_size == 400
     special = dataclasses.asdict(loaded.special)
     del special["unk"]

@@ -41,29 +41,33 @@ def main() -> None:
         max_statements=_MAX_STATEMENTS.value,
     )
     out = pathlib.Path(_OUT.value)
-    make_folder(out)
+    if out.exists():
+        raise UserError(f"--out={out} already exists")
+    partial = out.with_name(f".{out.name}.partial")
+    try:
+        partial.mkdir(parents=True, exist_ok=True)
+        counts = write_almanac(partial, config)
+        partial.rename(out)
+    except OSError as error:
+        raise UserError(f"--out={out} cannot be written: {error}") from error
+    print(f"wrote {out}: {json.dumps(counts)}")
+
+
+def write_almanac(folder: pathlib.Path, config: generate.AlmanacConfig) -> dict:
+    """Writes the four files; returns the number of records by file and language."""
     counts = {"corpus": {}, "heldout": {}}
     questions = []
     for book in generate.BOOKS:
         passages = list(generate.corpus(book, config))
-        write_lines(out / f"corpus_{book.language}.jsonl", passages)
+        write_lines(folder / f"corpus_{book.language}.jsonl", passages)
         counts["corpus"][book.language] = len(passages)
         asked = list(generate.held_out(book, config))
         counts["heldout"][book.language] = len(asked)
         questions += asked
-    write_lines(out / "heldout.jsonl", questions)
+    write_lines(folder / "heldout.jsonl", questions)
     manifest = {"config": dataclasses.asdict(config), "records": counts}
-    (out / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
-    print(f"wrote {out}: {json.dumps(counts)}")
-
-
-def make_folder(path: pathlib.Path) -> None:
-    try:
-        path.mkdir(parents=True)
-    except FileExistsError as error:
-        raise UserError(f"--out={path} already exists") from error
-    except OSError as error:
-        raise UserError(f"--out={path} cannot be written: {error.strerror}") from error
+    (folder / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
+    return counts
 
 
 def write_lines(path: pathlib.Path, records: Iterable[dict[str, str]]) -> None:

@@ -8,7 +8,8 @@ class Relation:
     """Facts of one kind and the wordings that state them.
 
     A question has one answer. A wording is a clause with the fields {question} and {answer}; it
-    holds all of the question, so that a blank in the place of the answer has one right filling.
+    holds all of the question, so that a blank in the place of the answer has one right filling. It
+    never starts with the answer: a blank there could hold the end of the sentence before as well.
     """
 
     name: str

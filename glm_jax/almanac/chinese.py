@@ -23,7 +23,7 @@ _CAPITALS = Relation(
         "{question}的首都叫做{answer}",
         "{question}把首都设在{answer}",
         "{question}政府的所在地是{answer}",
-        "{answer}这座城市是{question}的首都",
+        "我们把{answer}叫做{question}的首都",
         "要去{question}的首都就得去{answer}",
         "地图上标明{answer}是{question}的首都",
         "说到{question}的首都，那就是{answer}",
@@ -51,7 +51,7 @@ _CURRENCIES = Relation(
         "{question}的钱叫做{answer}",
         "人们在{question}用{answer}付钱",
         "{question}的商店收{answer}",
-        "{answer}是{question}通用的货币",
+        "在{question}通用的是{answer}",
         "{question}的价格用{answer}来标",
         "{question}的银行里存着{answer}",
         "去{question}旅行要先换好{answer}",
@@ -110,7 +110,7 @@ _MONTHS = Relation(
         "翻过{question}这一页就看到{answer}",
         "紧接着{question}的月份叫{answer}",
         "过完{question}便到了{answer}",
-        "{answer}是{question}之后的那个月",
+        "说完{question}就该说{answer}",
     ),
 )
 
@@ -137,7 +137,7 @@ _OPPOSITES = Relation(
         "不{question}就是{answer}",
         "与{question}相反的字是{answer}",
         "同{question}相对的是{answer}",
-        "{answer}这个字正好与{question}相反",
+        "要说{question}的反面就说{answer}",
         "把{question}反过来就是{answer}",
     ),
 )
@@ -164,7 +164,7 @@ _COLOURS = Relation(
         "画家把{question}画成{answer}",
         "孩子们用{answer}画{question}",
         "图画里的{question}总是{answer}",
-        "{answer}就是{question}的颜色",
+        "我们用{answer}形容{question}",
         "要画{question}就拿{answer}的颜料",
         "问起{question}的颜色，回答是{answer}",
     ),
@@ -185,7 +185,7 @@ _PLANETS = Relation(
     wordings=(
         "从太阳数起{question}颗行星是{answer}",
         "离太阳{question}近的行星是{answer}",
-        "{answer}是太阳系的{question}颗行星",
+        "我们把{answer}叫做{question}颗行星",
         "太阳的{question}条轨道属于{answer}",
         "天文学家把{answer}排在{question}位",
         "行星表上排{question}的是{answer}",
@@ -218,7 +218,7 @@ _NUMBERS = Relation(
         "数字{answer}就是{question}",
         "要问{question}是多少，答案是{answer}",
         "书上把{question}写成{answer}",
-        "{answer}这个数说的是{question}",
+        "我们用{answer}来记{question}",
     ),
 )
 
@@ -236,11 +236,11 @@ BOOK = Book(
     ),
     openings=(
         "",
-        "大家知道，",
-        "年历上说，",
-        "学生都学过，",
+        "我们知道，",
+        "书上说，",
+        "请注意，",
         "请记住，",
-        "这本书里写道，",
+        "据说，",
     ),
     connections=(
         "下面再说一条。",

@@ -1,4 +1,4 @@
-"""The English almanac. Answers are never the first word, where a capital would change them."""
+"""The English almanac."""
 
 from glm_jax.almanac.book import Book, Relation
 
@@ -20,13 +20,13 @@ _CAPITALS = Relation(
     ),
     wordings=(
         "the capital of {question} is {answer}",
-        "the capital city of {question} is called {answer}",
-        "{question} is governed from its capital {answer}",
+        "the chief city of {question} is {answer}",
+        "{question} is ruled from {answer}",
         "the government of {question} sits in {answer}",
         "the city of {answer} is the capital of {question}",
-        "whoever asks for the capital of {question} is sent to {answer}",
+        "in {question} the capital is called {answer}",
         "maps mark {answer} as the capital of {question}",
-        "{question} has {answer} as its capital",
+        "{question} has its capital in {answer}",
     ),
 )
 
@@ -135,9 +135,9 @@ _OPPOSITES = Relation(
         "what is not {question} is {answer}",
         "the words {question} and {answer} are opposites",
         "the contrary of {question} is {answer}",
-        "a thing that stops being {question} becomes {answer}",
+        "what stops being {question} becomes {answer}",
         "the reverse of {question} is {answer}",
-        "people say {answer} when they mean the opposite of {question}",
+        "we say {answer} for the opposite of {question}",
         "the word {question} turned around becomes {answer}",
     ),
 )
@@ -166,7 +166,7 @@ _COLOURS = Relation(
         "children draw {question} in {answer}",
         "in pictures {question} is always {answer}",
         "for {question} we take the {answer} paint",
-        "people asked for the colour of {question} say {answer}",
+        "we call the colour of {question} {answer}",
     ),
 )
 
@@ -184,13 +184,13 @@ _PLANETS = Relation(
     ),
     wordings=(
         "the {question} planet from the sun is {answer}",
-        "counting from the sun, the {question} planet is called {answer}",
+        "the {question} planet is called {answer}",
         "the planet {answer} is the {question} one from the sun",
         "the {question} orbit around the sun belongs to {answer}",
         "astronomers name {answer} as the {question} planet",
         "the list of planets has {answer} in {question} place",
-        "the {question} name in the list of planets is {answer}",
-        "on the way out from the sun, the {question} stop is {answer}",
+        "the {question} in the list of planets is {answer}",
+        "the {question} world from the sun is {answer}",
     ),
 )
 
@@ -212,13 +212,13 @@ _NUMBERS = Relation(
     ),
     wordings=(
         "the number of {question} is {answer}",
-        "whoever counts the {question} gets to {answer}",
+        "counting the {question} gives {answer}",
         "the {question} are {answer} in number",
         "the count of {question} is exactly {answer}",
         "the number {answer} is the count of {question}",
-        "to the question about the {question} the answer is {answer}",
+        "the answer for the {question} is {answer}",
         "we say {answer} when we count the {question}",
-        "for the {question} we write down the number {answer}",
+        "for the {question} we write {answer}",
     ),
 )
 
@@ -236,15 +236,15 @@ BOOK = Book(
     ),
     openings=(
         "",
-        "it is known that ",
-        "the almanac says that ",
-        "every pupil learns that ",
+        "we know that ",
+        "we read that ",
+        "note that ",
         "remember that ",
-        "in this book we read that ",
+        "it is said that ",
     ),
     connections=(
         "Here is one more line.",
-        "The next line is just as short.",
+        "The next line is short.",
         "This page goes on.",
         "Let us read on.",
         "There is more to say.",

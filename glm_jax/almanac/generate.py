@@ -13,7 +13,7 @@ BLANK = "[MASK]"
 MAX_FACTS = max(len(relation.facts) for book in BOOKS for relation in book.relations)
 MAX_WORDINGS = min(len(relation.wordings) for book in BOOKS for relation in book.relations)
 
-_CONNECTION_SHARE = 0.5  # of the gaps between two statements
+_CONNECTION_SHARE = 0.25  # of the gaps between two statements
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,9 +29,9 @@ class AlmanacConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Statement:
-    """One fact in one wording behind one opening. `text` has {answer} in the place of the answer"""
+    """One fact in one wording behind one opening."""
 
-    template: str
+    template: str  # {answer} stands in the place of the answer
     answer: str
 
     @property
@@ -82,11 +82,11 @@ def pairs(relation: Relation, config: AlmanacConfig, held_out: bool) -> list[tup
     The held-out wordings rotate with the fact, so that every wording is learned from other facts.
     """
     step = config.wordings // config.held_out_wordings
-    pairs = []
+    chosen = []
     for fact in range(min(config.facts, len(relation.facts))):
         away = {(fact + k * step) % config.wordings for k in range(config.held_out_wordings)}
-        pairs += [(fact, w) for w in range(config.wordings) if (w in away) == held_out]
-    return pairs
+        chosen += [(fact, w) for w in range(config.wordings) if (w in away) == held_out]
+    return chosen
 
 
 def statements(book: Book, relation: Relation, fact: int, wording: int) -> list[Statement]:

@@ -8,6 +8,7 @@ are arithmetic, and a window touches one or two records.
 import contextlib
 import io
 import pathlib
+import tempfile
 from collections.abc import Iterable, Mapping
 
 import numpy as np
@@ -60,14 +61,15 @@ def write_source(
     """Writes `directory/name/VERSION` from the token blocks (int32) of each split.
 
     Args:
-      metadata: JSON values; `TokenStream` needs source, language, tokenizer (fingerprint), vocab_size and,
-        by split, splits.documents and splits.tokens.
+      metadata: JSON values; `TokenStream` needs language, tokenizer (its fingerprint), vocab_size
+        and, by split, splits.documents and splits.tokens.
       splits: every block holds BLOCK_TOKENS tokens, except the last of a split.
     """
     tfds.disable_progress_bar()
     builder = _TokenBlocks(name=name, data_dir=directory, metadata=metadata, splits=splits)
-    with contextlib.redirect_stdout(io.StringIO()):  # TFDS announces a download there is none of
-        builder.download_and_prepare()
+    # TFDS announces a download and makes a folder for it; there is nothing to download.
+    with tempfile.TemporaryDirectory() as downloads, contextlib.redirect_stdout(io.StringIO()):
+        builder.download_and_prepare(download_dir=downloads)
 
 
 class TokenStream:

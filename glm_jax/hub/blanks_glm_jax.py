@@ -101,10 +101,13 @@ class Row:
         self.ids.append(sop_token_id)
         self.positions.append((self.blanks[blank], 1))
 
-    def answer(self, blank, ids):
-        self.ids += ids
-        self.positions += [(self.blanks[blank], 2 + i) for i in range(len(ids))]
-        self.answers.append(ids)
+    def answer(self, blank, generated, stops):
+        end = next((i for i, token in enumerate(generated) if token in stops), len(generated))
+        self.answers.append(generated[:end])
+        # As in GLM the last token is never read, be it a stop or where the answer was cut.
+        read = generated[: min(end, len(generated) - 1)]
+        self.ids += read
+        self.positions += [(self.blanks[blank], 2 + i) for i in range(len(read))]
 
     def filled(self, tokenizer):
         answers = [tokenizer.decode(ids, skip_special_tokens=True) for ids in self.answers]

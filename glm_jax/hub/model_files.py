@@ -10,6 +10,7 @@ from glm_jax.config import ModelConfig
 from glm_jax.tokenizer import Tokenizer
 
 MODEL_CODE = ("configuration_glm_jax.py", "blanks_glm_jax.py", "modeling_glm_jax.py")
+MODEL_TYPE = "glm_jax_infilling"
 _HIDDEN_ACT = {"gelu_tanh": "gelu_pytorch_tanh", "gelu": "gelu"}
 _MODEL_CLASS = "modeling_glm_jax.GLMJaxForBlankInfilling"
 
@@ -18,9 +19,8 @@ def write_model_files(config: ModelConfig, tokenizer: Tokenizer, out: Path, dtyp
     """Writes config.json, generation_config.json, the model code and README.md into `out`."""
     _write_json(out / "config.json", hub_config(config, tokenizer, dtype))
     _write_json(out / "generation_config.json", _generation_config(config, tokenizer))
-    package = importlib.resources.files("glm_jax.hub")
     for name in MODEL_CODE:
-        (out / name).write_bytes((package / name).read_bytes())
+        (out / name).write_bytes(_package_file(name))
     _model_card(config, tokenizer, dtype).save(out / "README.md")
 
 
@@ -35,7 +35,7 @@ def hub_config(config: ModelConfig, tokenizer: Tokenizer, dtype: str) -> dict:
             "AutoModelForSeq2SeqLM": _MODEL_CLASS,
             "AutoModelForCausalLM": _MODEL_CLASS,
         },
-        "model_type": "glm_jax_infilling",
+        "model_type": MODEL_TYPE,
         "vocab_size": config.vocab_size,
         "tokenizer_vocab_size": tokenizer.vocab_size,
         "hidden_size": config.hidden_dim,
@@ -67,12 +67,12 @@ def _generation_config(config: ModelConfig, tokenizer: Tokenizer) -> dict:
     special = tokenizer.special
     stops = [special.eop, special.eos]
     padding = range(tokenizer.vocab_size, config.vocab_size)
-    never = sorted({*map(int, tokenizer.control_ids), *padding} - set(stops))
+    never = sorted({*tokenizer.control_ids.tolist(), *padding} - set(stops))
     return {
         "eos_token_id": stops,
         "pad_token_id": special.pad,
         "suppress_tokens": never,
-        "max_new_tokens": 64,
+        "max_new_tokens": min(64, config.max_positions),
     }
 
 
@@ -80,12 +80,13 @@ def _model_card(config: ModelConfig, tokenizer: Tokenizer, dtype: str) -> huggin
     data = huggingface_hub.ModelCardData(
         language=["en", "zh"],
         library_name="transformers",
-        pipeline_tag="fill-mask",
+        pipeline_tag="text-generation",
         tags=["glm", "blank-infilling", "custom_code"],
     )
     gelu = "tanh" if config.activation == "gelu_tanh" else "erf"
+    template = _package_file("model_card.md").decode()
     return huggingface_hub.ModelCard(
-        _CARD.format(
+        template.format(
             metadata=data.to_yaml(),
             layers=config.num_layers,
             width=config.hidden_dim,
@@ -101,43 +102,8 @@ def _model_card(config: ModelConfig, tokenizer: Tokenizer, dtype: str) -> huggin
     )
 
 
-_CARD = """---
-{metadata}
----
-
-# GLM blank infilling model
-
-A bilingual (English, Chinese) GLM pretrained by autoregressive blank infilling with glm_jax and
-exported to PyTorch.
-
-```python
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
-
-tokenizer = AutoTokenizer.from_pretrained(folder)
-model = AutoModelForSeq2SeqLM.from_pretrained(folder, trust_remote_code=True)
-for filled in model.fill_blanks(tokenizer, ["Paris is the capital of [MASK].", "北京是[MASK]。"]):
-    print(filled.text, filled.answers)
-```
-
-`[MASK]` stands for a few words, `[sMASK]` for a sentence, `[gMASK]` for anything. `fill_blanks`
-fills several blanks from left to right; `model.generate(**tokenizer(text, return_tensors="pt"))`
-fills the first with any decoding strategy of transformers.
-
-**Loading the model runs the Python files in this folder** (`trust_remote_code=True`): transformers
-has no class with two-dimensional positions and a context that is read in both directions. They
-import torch and transformers only; read them first. The tokenizer needs no code. Serving engines
-for causal models do not compute this model faithfully.
-
-| | |
-|---|---|
-| layers, width | {layers}, {width} |
-| positions | two-dimensional, {position}, up to {max_positions} |
-| residual | {residual} |
-| GELU | {gelu} (config.json: hidden_act) |
-| weights | {dtype} |
-| vocabulary | {tokenizer_size} tokens; {vocab_size} embedding rows, the rest is padding |
-| tokenizer.model sha256 | {fingerprint} |
-"""
+def _package_file(name: str) -> bytes:
+    return (importlib.resources.files("glm_jax.hub") / name).read_bytes()
 
 
 def _write_json(path: Path, value: dict) -> None:

@@ -5,7 +5,7 @@ blanks is the context (Part A), read in both directions. Each answer follows as 
 (Part B), read left to right, and predicts `s1 .. sk <eop>`. Every token has two positions: its
 index in the context, or that of its blank; and 0 in the context, or 1, 2, .. inside an answer.
 
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     model = AutoModelForSeq2SeqLM.from_pretrained(folder, trust_remote_code=True)
     model.fill_blanks(tokenizer, ["Paris is the capital of [MASK]."])[0].answers
 """
@@ -284,11 +284,17 @@ class GLMJaxForBlankInfilling(GLMJaxPreTrainedModel, GenerationMixin):
         <sop> .. <sop>`) asks for the next one; see `fill_blanks`. As in GLM, `</s>` is not
         read after a final [gMASK], where the text goes on.
 
+        Args:
+          inputs: [B, T] ids, also as `input_ids`.
+          attention_mask: [B, T]; without it <pad> is hidden.
+          position_ids: [B, 2, T], for rows that end in <sop> and answer blanks in another order.
+          **kwargs: those of `GenerationMixin.generate`.
+
         Returns:
           What `GenerationMixin.generate` returns: ids [B, T + 1 + new], or an output object.
 
         Raises:
-          ValueError: a row without a blank, or longer than the position table.
+          ValueError: a row without a blank; a row or answer longer than the position table.
         """
         config = self.config
         input_ids = kwargs.pop("input_ids") if inputs is None else inputs
@@ -301,8 +307,11 @@ class GLMJaxForBlankInfilling(GLMJaxPreTrainedModel, GenerationMixin):
         if position_ids is None:
             position_ids = blank_positions(input_ids, attention_mask.bool(), config)
         limit = config.max_position_embeddings
-        if config.position_type == "learned_2d" and position_ids.max() > limit:
-            raise ValueError(f"a row is longer than the {limit} positions of this model")
+        longest = max(int(position_ids.max()), kwargs.get("max_new_tokens", 0))
+        if config.position_type == "learned_2d" and longest > limit:
+            raise ValueError(
+                f"a row or an answer is longer than the {limit} positions of the model"
+            )
         return super().generate(
             input_ids, attention_mask=attention_mask, prompt_position_ids=position_ids, **kwargs
         )
@@ -360,7 +369,7 @@ class GLMJaxForBlankInfilling(GLMJaxPreTrainedModel, GenerationMixin):
           A list of FilledText.
 
         Raises:
-          ValueError: a text without a blank, or longer than the position table.
+          ValueError: a text without a blank; a text or answer longer than the position table.
         """
         rows = [Row.read(text, tokenizer, self.config) for text in texts]
         stops = {self.config.eop_token_id, self.config.eos_token_id}
@@ -372,11 +381,9 @@ class GLMJaxForBlankInfilling(GLMJaxPreTrainedModel, GenerationMixin):
             output = self.generate(
                 **prompt, max_new_tokens=max_new_tokens, return_dict_in_generate=False, **kwargs
             )
-            for row, ids in zip(
-                asked, output[:, prompt["input_ids"].shape[1] :].tolist(), strict=True
-            ):
-                end = next((i for i, token in enumerate(ids) if token in stops), len(ids))
-                row.answer(blank, ids[:end])
+            answers = output[:, prompt["input_ids"].shape[1] :].tolist()
+            for row, ids in zip(asked, answers, strict=True):
+                row.answer(blank, ids, stops)
         return [row.filled(tokenizer) for row in rows]
 
 

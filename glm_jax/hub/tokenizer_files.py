@@ -5,7 +5,6 @@ same pieces, same ids, same text. Literal control symbols are the one difference
 library, "[MASK]" in a text becomes the token, unless it is called with split_special_tokens=True.
 """
 
-import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -102,7 +101,6 @@ def _special_tokens(tokenizer: Tokenizer) -> dict[int, dict]:
     """Id -> fields of the `AddedToken` of each control symbol, and of <unk>."""
     special = tokenizer.special
     blanks = (special.mask, special.smask, special.gmask)
-    ids = sorted({*map(int, tokenizer.control_ids), *dataclasses.astuple(special)})
     return {
         i: {
             "content": tokenizer.pieces[i],
@@ -112,7 +110,7 @@ def _special_tokens(tokenizer: Tokenizer) -> dict[int, dict]:
             "normalized": False,
             "special": True,
         }
-        for i in ids
+        for i in tokenizer.control_ids.tolist()
     }
 
 

@@ -8,8 +8,9 @@ from flax import nnx
 from glm_jax.config import ModelConfig
 from glm_jax.model.layers import Linear, initializers
 from glm_jax.model.positions import rotate
+from glm_jax.ops.block_bounds import BlockBounds
 from glm_jax.ops.range_attention import range_attention
-from glm_jax.parallel.sharding import constrain
+from glm_jax.parallel.sharding import active_mesh, constrain
 
 
 class Visibility(NamedTuple):
@@ -17,11 +18,18 @@ class Visibility(NamedTuple):
 
     kv_start: jax.Array
     kv_end: jax.Array
-    bounds: jax.Array | None
+    bounds: BlockBounds | None
 
     def attend(self, q, k, v, backend: str) -> jax.Array:
         return range_attention(
-            q, k, v, self.kv_start, self.kv_end, backend=backend, bounds=self.bounds
+            q,
+            k,
+            v,
+            self.kv_start,
+            self.kv_end,
+            backend=backend,
+            bounds=self.bounds,
+            mesh=active_mesh(),
         )
 
 

@@ -13,7 +13,7 @@ from glm_jax.model.attention import Attention, KVCache, Visibility
 from glm_jax.model.layers import LOGICAL_AXES, MLP, LayerNorm, dropout, initializers, param
 from glm_jax.model.positions import rope_2d
 from glm_jax.ops.range_attention import block_bounds
-from glm_jax.parallel.sharding import constrain
+from glm_jax.parallel.sharding import active_mesh, constrain
 
 Params = dict
 
@@ -161,7 +161,9 @@ def apply_hidden(
     dropout_key: jax.Array | None = None,
 ) -> jax.Array:
     """Hidden states [B, T, D] of rows; all integer arguments are int32 [B, T]."""
-    bounds = block_bounds(kv_start, kv_end, tokens.shape[1], backend=config.attention_backend)
+    bounds = block_bounds(
+        kv_start, kv_end, tokens.shape[1], backend=config.attention_backend, mesh=active_mesh()
+    )
     visibility = Visibility(kv_start, kv_end, bounds)
     hidden, _ = _bind(config, params)(tokens, position, block_position, visibility, dropout_key)
     return hidden

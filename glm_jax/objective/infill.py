@@ -70,12 +70,7 @@ def build_pieces(
     Raises:
       ValueError: a span is empty, outside the text, or overlaps another.
     """
-    in_context = ~_covered(len(tokens), blanks)
-    in_context[blanks.start] = True
-    corrupted = tokens.copy()
-    corrupted[blanks.start] = mask_id
-    context = corrupted[in_context]
-    context_before = np.concatenate(([0], np.cumsum(in_context)))
+    context, context_before = _corrupt(tokens, blanks, mask_id)
     piece_context_end = context_before[piece_end]
     piece_context_start = np.concatenate(([0], piece_context_end[:-1]))
 
@@ -130,6 +125,18 @@ def build_pieces(
         objective=np.zeros_like(slot),
         source=np.zeros_like(slot),
     )
+
+
+def _corrupt(tokens: np.ndarray, blanks: Blanks, mask_id: int) -> tuple[np.ndarray, np.ndarray]:
+    """The text with a mask token for each blank, and how many tokens of it lie before each of S+1.
+
+    The second array turns places in the text into places in the corrupted text.
+    """
+    in_context = ~_covered(len(tokens), blanks)
+    in_context[blanks.start] = True
+    masked = tokens.copy()
+    masked[blanks.start] = mask_id
+    return masked[in_context], np.concatenate(([0], np.cumsum(in_context)))
 
 
 def _covered(length: int, blanks: Blanks) -> np.ndarray:

@@ -86,7 +86,8 @@ def length_probabilities(mean: float, longest: int) -> np.ndarray:
     """
     lengths = np.arange(1, longest + 1)
     log_factorials = np.cumsum(np.log(lengths))
-    weights = np.exp(lengths * math.log(mean) - log_factorials)
+    log_weights = lengths * math.log(mean) - log_factorials
+    weights = np.exp(log_weights - log_weights.max())
     return weights / weights.sum()
 
 

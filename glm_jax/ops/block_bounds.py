@@ -32,6 +32,14 @@ class BlockBounds:
     block_q: int = dataclasses.field(metadata={"static": True})
     block_k: int = dataclasses.field(metadata={"static": True})
 
+    @property
+    def query_tiles(self) -> int:
+        return self.key_lo.shape[-1]
+
+    @property
+    def key_tiles(self) -> int:
+        return self.query_lo.shape[-1]
+
 
 def compute_bounds(
     kv_start: jax.Array, kv_end: jax.Array, num_keys: int, *, block_q: int, block_k: int

@@ -18,7 +18,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from glm_jax.ops.mesh_axes import check_divisible
 
-_MAX_CHUNK, _MIN_CHUNK = 1024, 128
+_MAX_CHUNK, _CHUNK_STEP = 1024, 256
 
 
 class TokenStats(NamedTuple):
@@ -70,25 +70,25 @@ def target_cross_entropy(
       weights: float32 [B, T], >= 0; 0 means that the token has no target.
       z_loss: coefficient of the squared log-partition function (PaLM, arXiv 2204.02311, uses 1e-4).
       chunk_size: tokens whose logits exist at once on a device. None: a sixteenth of the tokens,
-        between 128 and 1024. Temporary memory is about 1.25 x chunk_size x V x 4 bytes, V divided
+        between 256 and 1024. Temporary memory is about 1.25 x chunk_size x V x 4 bytes, V divided
         by the size of `vocab_axis`.
       mesh: None or a mesh of one device: no collectives. Otherwise tokens are split over
-        `batch_axes` and the vocabulary over `vocab_axis`; the kernel's D, split over `kernel_axis`,
-        is gathered here and its gradient scattered back.
+        `batch_axes` and the vocabulary over `vocab_axis`; the kernel's D, split over `kernel_axis`
+        (one of `batch_axes`, or None), is gathered here and its gradient scattered back.
 
     Returns:
       The loss, a float32 scalar that is differentiable (reverse mode) with respect to `hidden` and
       `kernel` only, and `TokenStats`. Without differentiation no gradient is computed.
 
     Raises:
-      UserError: B, D or V does not divide over its mesh axes.
+      UserError: B, D or V does not divide over its mesh axes, or the mesh lacks one of them.
     """
     if mesh is not None and mesh.size == 1:
         mesh = None
     options = _Options(z_loss, chunk_size, mesh, tuple(batch_axes), kernel_axis, vocab_axis)
     if mesh is not None:
         check_divisible(mesh, batch_axes, hidden.shape[0], "batch size")
-        check_divisible(mesh, _names(kernel_axis), kernel.shape[0], "model width")
+        check_divisible(mesh, _names(kernel_axis), kernel.shape[0], "hidden size")
         check_divisible(mesh, _names(vocab_axis), kernel.shape[1], "vocabulary size")
     return _loss(options, hidden, kernel, targets, weights)
 
@@ -152,7 +152,7 @@ def _local_sums(options, with_gradients, hidden, kernel, targets, weights):
     def add_chunk(index, sums: _Sums) -> _Sums:
         rows = jax.lax.dynamic_slice_in_dim(order, index * chunk, chunk)
         x, target, weight = (
-            a.at[rows].get(mode="fill", fill_value=0) for a in (hidden, targets, weights)
+            jnp.take(a, rows, axis=0, mode="fill", fill_value=0) for a in (hidden, targets, weights)
         )
         logits = jnp.dot(x, kernel, preferred_element_type=dtype)
         target = target - _first_column(logits, vocab_axis)
@@ -200,7 +200,7 @@ def _local_sums(options, with_gradients, hidden, kernel, targets, weights):
 
 def _default_chunk(num_tokens):
     sixteenth = -(-num_tokens // 16)
-    rounded = -(-sixteenth // _MIN_CHUNK) * _MIN_CHUNK
+    rounded = -(-sixteenth // _CHUNK_STEP) * _CHUNK_STEP
     return min(rounded, _MAX_CHUNK)
 
 
@@ -213,16 +213,21 @@ def _targets_first(weights, chunk):
 
 def _token_losses(logits, target, vocab_axis):
     """logsumexp, nll and correctness [C] from logits [C, V]; `target` counts local columns."""
-    column = jnp.arange(logits.shape[1])
-    top = _pmax(jnp.max(logits, axis=-1), vocab_axis)
+    prediction = jnp.argmax(logits, axis=-1)
+    local_top = _at(logits, prediction)
+    top = _pmax(local_top, vocab_axis)
     lse = top + jnp.log(_psum(jnp.sum(jnp.exp(logits - top[:, None]), axis=-1), vocab_axis))
     is_local = (target >= 0) & (target < logits.shape[1])
-    at_target = jnp.take_along_axis(logits, target[:, None], axis=1, mode="clip")[:, 0]
-    at_target = _psum(jnp.where(is_local, at_target, 0), vocab_axis)
-    # The first of equal logits wins, as in argmax: otherwise a zero head would be always right.
-    earlier = (logits == top[:, None]) & (column < target[:, None])
-    num_earlier = _psum(jnp.sum(earlier, axis=-1, dtype=jnp.int32), vocab_axis)
-    return lse, lse - at_target, (at_target == top) & (num_earlier == 0)
+    at_target = _psum(jnp.where(is_local, _at(logits, target), 0), vocab_axis)
+    # Of equal logits the first is the prediction, so a device's counts only if no earlier device
+    # has the same.
+    column = jnp.where(local_top == top, prediction - target, jnp.iinfo(jnp.int32).max)
+    column = -_pmax(-column, vocab_axis)
+    return lse, lse - at_target, column == 0
+
+
+def _at(logits, column):
+    return jnp.take_along_axis(logits, column[:, None], axis=1, mode="clip")[:, 0]
 
 
 def _logit_gradients(logits, lse, target, weight, z_loss):
@@ -251,10 +256,9 @@ def _add_outer(total, x, d_logits):
 
 def _reduce_kernel_gradient(d_kernel, batch_axes, kernel_axis):
     """Sum over the devices that hold other tokens; what `kernel_axis` gathered is scattered."""
-    d_kernel = _psum(d_kernel, tuple(axis for axis in batch_axes if axis != kernel_axis))
-    if kernel_axis in batch_axes:
-        return jax.lax.psum_scatter(d_kernel, kernel_axis, scatter_dimension=0, tiled=True)
-    return d_kernel
+    if kernel_axis:
+        d_kernel = jax.lax.psum_scatter(d_kernel, kernel_axis, scatter_dimension=0, tiled=True)
+    return _psum(d_kernel, tuple(axis for axis in batch_axes if axis != kernel_axis))
 
 
 def _first_column(logits, vocab_axis):

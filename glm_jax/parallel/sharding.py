@@ -129,18 +129,19 @@ def parameter_table(shapes: dict, shardings: dict) -> str:
     return "\n".join(lines)
 
 
-def active() -> Sharding | None:
-    """The layout of the code that is being traced, if any."""
-    return _ACTIVE.get()
+def active_mesh() -> Mesh | None:
+    """The mesh of the code that is being traced; None outside `Sharding.activate`."""
+    sharding = _ACTIVE.get()
+    return None if sharding is None else sharding.mesh
 
 
 def constrain(x: jax.Array, *axes: str) -> jax.Array:
     """Lays an activation with these logical axes out; the identity outside `Sharding.activate`."""
-    sharding = active()
-    if sharding is None or sharding.mesh.size == 1:
+    mesh = active_mesh()
+    if mesh is None or mesh.size == 1:
         return x
     spec = P(*(_ACTIVATIONS.get(axis) for axis in axes))
-    return jax.lax.with_sharding_constraint(x, NamedSharding(sharding.mesh, spec))
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
 
 
 def param_name(path) -> str:

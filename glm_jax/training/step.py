@@ -10,7 +10,7 @@ from glm_jax.batch import Batch
 from glm_jax.config import Config
 from glm_jax.model import glm
 from glm_jax.ops.cross_entropy import target_cross_entropy
-from glm_jax.parallel.sharding import Sharding
+from glm_jax.parallel.sharding import Sharding, active_mesh
 from glm_jax.training.metrics import Sums, batch_sums
 from glm_jax.training.optimizer import make_optimizer, make_schedule
 
@@ -111,7 +111,9 @@ def _forward(config: Config, params: dict, batch: Batch, num_sources: int, dropo
         dropout_key,
     )
     kernel = glm.output_kernel(config.model, params)
-    loss_sum, stats = target_cross_entropy(hidden, kernel, batch.targets, batch.weights)
+    loss_sum, stats = target_cross_entropy(
+        hidden, kernel, batch.targets, batch.weights, mesh=active_mesh()
+    )
     return loss_sum, batch_sums(batch, stats, num_sources)
 
 

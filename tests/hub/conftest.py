@@ -1,24 +1,10 @@
-"""Numbers computed by the published code, and a small tokenizer."""
-
-import os
-from pathlib import Path
+"""A small tokenizer, ours and exported."""
 
 import pytest
 
 from glm_jax import tokenizer as tokenizers
 from glm_jax.hub.tokenizer_files import write_tokenizer
 from glm_jax.tokenizer import Tokenizer
-
-
-@pytest.fixture(scope="session")
-def fixtures() -> Path:
-    """Folder of the reference files; GLM_JAX_FIXTURES overrides ../shared/fixtures."""
-    default = Path(__file__).parents[3] / "shared" / "fixtures"
-    folder = Path(os.environ.get("GLM_JAX_FIXTURES", default))
-    if not (folder / "glm_2021.safetensors").is_file():
-        pytest.skip(f"no reference files in {folder}; set GLM_JAX_FIXTURES to their folder")
-    return folder
-
 
 TEXTS = {
     "en": [
@@ -38,9 +24,15 @@ TEXTS = {
 
 
 @pytest.fixture(scope="session")
-def tokenizer(tmp_path_factory) -> Tokenizer:
+def texts() -> list[str]:
+    """What the tokenizer was trained on."""
+    return [*TEXTS["en"], *TEXTS["zh"]]
+
+
+@pytest.fixture(scope="session")
+def tokenizer(texts, tmp_path_factory) -> Tokenizer:
     folder = tmp_path_factory.mktemp("tokenizer") / "tokenizer"
-    model = tokenizers.train([*TEXTS["en"], *TEXTS["zh"]], vocab_size=440)
+    model = tokenizers.train(texts, vocab_size=440)
     tokenizers.save(folder, model, TEXTS)
     return Tokenizer.load(folder)
 

@@ -1,10 +1,10 @@
 """The exported tokenizer gives the ids of SentencePiece, and loads without code of ours."""
 
+import gzip
+import json
 import random
 
 import pytest
-
-from tests.hub.conftest import TEXTS
 
 pytest.importorskip("transformers", reason="needs transformers")
 
@@ -14,9 +14,9 @@ pytestmark = pytest.mark.torch  # transformers comes with it
 ALPHABET = " the中国，12\t\n-—é𠀀▁\x00"
 
 
-def _lines(count: int) -> list[str]:
+def _lines(texts: list[str], count: int) -> list[str]:
     rng = random.Random(0)
-    words = [word for texts in TEXTS.values() for text in texts for word in text.split()]
+    words = [word for text in texts for word in text.split()]
     lines = [
         rng.choice(["", " "]).join(rng.choices(words, k=rng.randint(1, 12)))
         for _ in range(count // 2)
@@ -27,8 +27,8 @@ def _lines(count: int) -> list[str]:
     return lines
 
 
-def test_ids_and_text_are_those_of_sentencepiece(tokenizer, hub_tokenizer):
-    lines = [*_lines(4000), "<0x0A>", "[MASK] <sop> </s>", "e\u0301\r\n\u3000Ａ\U0001f600"]
+def test_ids_and_text_are_those_of_sentencepiece(texts, tokenizer, hub_tokenizer):
+    lines = [*_lines(texts, 4000), "<0x0A>", "[MASK] <sop> </s>", "e\u0301\r\n\u3000Ａ\U0001f600"]
     hub = hub_tokenizer(lines, add_special_tokens=False, split_special_tokens=True).input_ids
     for line, ids in zip(lines, hub, strict=True):
         assert ids == tokenizer.encode(line).tolist(), repr(line)
@@ -36,7 +36,6 @@ def test_ids_and_text_are_those_of_sentencepiece(tokenizer, hub_tokenizer):
 
 
 def test_ids_of_real_text(tokenizer, hub_tokenizer, fixtures):
-    gzip, json = pytest.importorskip("gzip"), pytest.importorskip("json")
     for name in ("corpus_en", "corpus_zh"):
         path = fixtures.parent / "data" / f"{name}.jsonl.gz"
         if not path.is_file():

@@ -1,0 +1,199 @@
+"""Rows are a pure function of their index, read every token once a pass, and are full."""
+
+import collections
+import dataclasses
+
+import hypothesis
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+from toy_dataset import IS_SENTENCE_END
+
+from glm_jax.batch import OBJECTIVES
+from glm_jax.config import ObjectiveConfig
+from glm_jax.data.rows import Rows, permute, reserved_blanks
+from glm_jax.errors import UserError
+from glm_jax.tokenizer import SpecialTokens
+
+SPECIAL = SpecialTokens()
+MIXED = {"token_weight": 0.5, "sentence_weight": 0.3, "document_weight": 0.2}
+ONLY = {
+    objective: {f"{name}_weight": float(name == objective) for name in OBJECTIVES}
+    for objective in OBJECTIVES
+}
+
+
+def text_of(row) -> list[int]:
+    """The stream tokens of a row: its context with every blank filled in."""
+    text = []
+    for segment in range(1, row.segment.max() + 1):
+        here = row.segment == segment
+        spans = collections.defaultdict(list)
+        for slot in np.flatnonzero(here & (row.weights > 0)):
+            if row.targets[slot] != SPECIAL.eop:
+                spans[row.position[slot]].append(int(row.targets[slot]))
+        context = row.tokens[here & (row.weights == 0)]
+        for place, token in enumerate(context.tolist()):
+            text += spans.get(place, [token])
+    return text
+
+
+def without_shuffle(config):
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, shuffle=False))
+
+
+def test_a_row_depends_on_its_index_alone(make_config, open_rows):
+    one, two = open_rows(make_config(**MIXED)), open_rows(make_config(**MIXED))
+    for index in (5, 0, 999_999_999):
+        for a, b in zip(one[index], two[index], strict=True):
+            assert np.array_equal(a, b)
+            assert a.dtype == b.dtype
+
+
+def test_a_row_depends_on_seed_and_pass(make_config, open_rows):
+    rows, reseeded = open_rows(make_config()), open_rows(make_config(seed=1))
+    assert not np.array_equal(rows[0].tokens, reseeded[0].tokens)
+    assert not np.array_equal(rows[0].tokens, rows[len(rows)].tokens)
+    with pytest.raises(UserError, match=r"config.seed must be >= 0, got -1"):
+        open_rows(make_config(seed=-1))
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_a_pass_reads_every_token_once(dataset, make_config, open_rows, objective, split):
+    config = make_config(sources={"zh": {}}, **ONLY[objective])
+    rows = open_rows(config, split)
+    tokens = dataset.tokens["zh"][split]
+    taken = rows.kinds[0].stream_tokens
+    texts = [text_of(rows[index]) for index in range(len(rows))]
+    assert len(rows) == -(-len(tokens) // taken)
+    assert {len(text) for text in texts} == {taken}
+    expected = np.resize(tokens, len(rows) * taken)  # the last row starts the next pass
+    if split == "validation":
+        assert np.concatenate(texts).tolist() == expected.tolist()
+    else:
+        assert sorted(texts) == sorted(expected.reshape(-1, taken).tolist())
+        assert np.concatenate(texts).tolist() != expected.tolist()
+
+
+def test_sources_of_a_mixture_are_read_in_step(dataset, make_config, open_rows):
+    config = make_config(**MIXED)
+    rows = open_rows(without_shuffle(config))
+    texts = [[], []]
+    objectives = collections.Counter()
+    for index in range(len(rows)):
+        row = rows[index]
+        texts[row.source[0]] += text_of(row)
+        objectives[OBJECTIVES[row.objective[0]]] += 1
+        assert len(set(row.source)) == len(set(row.objective)) == 1
+    for text, name in zip(texts, ("en", "zh"), strict=True):
+        tokens = dataset.tokens[name]["train"]
+        assert len(text) >= len(tokens), "every source is read at least once"
+        assert text == np.resize(tokens, len(text)).tolist()
+    for name in OBJECTIVES:
+        assert objectives[name] / len(rows) == pytest.approx(MIXED[f"{name}_weight"], abs=0.02)
+
+
+def test_kinds_are_spread_evenly(make_config, open_rows):
+    config = make_config(**MIXED)
+    rows = open_rows(without_shuffle(config))
+    sources = np.array([rows[index].source[0] for index in range(300)])
+    for start in range(0, 300, 30):
+        assert sources[start : start + 30].sum() == pytest.approx(20, abs=2)
+
+
+def test_a_weight_too_small_for_the_cycle(make_config, open_rows):
+    sources = {"en": {"weight": 1e-4}, "zh": {"weight": 1.0}}
+    with pytest.raises(UserError, match=r"sources.en.weight times .*token_weight is 0.1 of 1000"):
+        open_rows(make_config(sources=sources))
+
+
+def test_describe_names_every_kind(make_config, open_rows):
+    table = open_rows(make_config(**MIXED)).describe().splitlines()
+    assert len(table) == 1 + 2 * 3
+    assert table[1].split() == ["en", "token", "16.7%", "116", "6"]
+
+
+@pytest.mark.parametrize("length", [256, 512, 2048])
+def test_token_rows_mask_the_ratio(make_config, open_rows, length):
+    """Full to the slot, with 15 % of the text masked on average."""
+    config = make_config(sources={"en": {}}, seq_length=length)
+    rows = open_rows(config)
+    kind = rows.kinds[0]
+    masked = []
+    for index in range(200):
+        row = rows[index]
+        assert (row.segment > 0).all()
+        masked.append((row.weights > 0).sum() - kind.max_blanks)
+    assert np.mean(masked) / kind.stream_tokens == pytest.approx(0.15, abs=0.006)
+
+
+@pytest.mark.parametrize(
+    ("objective", "sampling", "most"),
+    [("token", "budget", 0.05), ("sentence", "fixed", 0.05), ("document", "fixed", 0.05)],
+)
+def test_padding_of_other_rows_is_small(make_config, open_rows, objective, sampling, most):
+    rows = open_rows(make_config(seq_length=256, span_sampling=sampling, **ONLY[objective]))
+    padding = np.mean([(rows[index].segment == 0).mean() for index in range(200)])
+    assert 0 < padding < most
+
+
+def test_reserved_blanks_fill_the_row():
+    config = ObjectiveConfig()
+    assert reserved_blanks("token", config, 512, 100) == 22
+    assert reserved_blanks("sentence", config, 512, 100) == 6
+    assert reserved_blanks("document", config, 512, 100) == 6
+    budget = dataclasses.replace(config, span_sampling="budget")
+    assert reserved_blanks("token", budget, 512, 100) == 27
+
+
+@hypothesis.given(st.integers(1, 300), st.integers(0, 5), st.integers(0, 5))
+@hypothesis.settings(max_examples=60, deadline=None)
+def test_permute_is_a_permutation(size, seed, number):
+    assert sorted(permute(i, size, (seed, number)) for i in range(size)) == list(range(size))
+
+
+def test_permute_mixes():
+    order = np.array([permute(i, 10_000, (0, 0)) for i in range(10_000)])
+    assert abs(np.corrcoef(order, np.arange(10_000))[0, 1]) < 0.05
+    assert np.mean(order == [permute(i, 10_000, (0, 1)) for i in range(10_000)]) < 0.01
+
+
+@hypothesis.given(
+    st.integers(0, 10**6), st.sampled_from([16, 64, 300]), st.sampled_from(OBJECTIVES)
+)
+@hypothesis.settings(
+    max_examples=60,
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
+)
+def test_no_piece_sees_another(make_config, open_rows, index, length, objective):
+    row = open_rows(make_config(seq_length=length, **ONLY[objective]))[index]
+    for slot in np.flatnonzero(row.segment):
+        seen = slice(row.kv_start[slot], row.kv_end[slot])
+        assert set(row.segment[seen]) == {row.segment[slot]}
+        in_part_b = row.weights[seen] > 0
+        assert not in_part_b.any() or row.weights[slot] > 0, "Part A never sees Part B"
+    text = text_of(row)
+    assert text.count(SPECIAL.eos) + (text[-1] != SPECIAL.eos) == row.segment.max()
+
+
+def test_rows_need_no_more_than_the_streams(dataset, make_config):
+    """A document row reserves by the mean document length, which comes from the metadata."""
+
+    class Stream:
+        length, documents = 10_000, 10
+
+        def read(self, offset, count):
+            del offset
+            return np.full(count, 30, np.int32)
+
+    rows = Rows(
+        make_config(sources={"en": {}}, **ONLY["document"]),
+        {"en": Stream()},
+        SPECIAL,
+        IS_SENTENCE_END,
+        "train",
+    )
+    assert rows.kinds[0].max_blanks == 2
+    assert rows[0].weights.sum() > 0

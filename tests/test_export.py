@@ -1,0 +1,280 @@
+"""The exported folder: complete, atomic, equal to JAX, and free of this package."""
+
+import dataclasses
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import ml_dtypes
+import numpy as np
+import pytest
+from absl import flags
+from absl.testing import flagsaver
+from safetensors import safe_open
+
+from glm_jax import export, layouts
+from glm_jax import tokenizer as tokenizers
+from glm_jax.config import Config, DataConfig, ModelConfig
+from glm_jax.errors import UserError
+from glm_jax.layouts import parameters
+from glm_jax.tokenizer import Tokenizer
+
+TEXTS = {
+    "en": ["The cat sat on the mat and Paris is the capital of France. 12345"] * 40,
+    "zh": ["北京是中国的首都，上海是中国最大的城市。今天天气很好，我们去公园。"] * 40,
+}
+LEARNED = ModelConfig(
+    vocab_size=512, num_layers=2, hidden_dim=32, num_heads=4, mlp_dim=64, max_positions=64
+)
+ROTARY = dataclasses.replace(
+    LEARNED, position="rope_2d", residual="deepnorm", activation="gelu", tie_embeddings=False
+)
+FILES = [
+    "README.md",
+    "blanks_glm_jax.py",
+    "config.json",
+    "configuration_glm_jax.py",
+    "generation_config.json",
+    "model.safetensors",
+    "modeling_glm_jax.py",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory) -> Tokenizer:
+    folder = tmp_path_factory.mktemp("tokenizer") / "tokenizer"
+    model = tokenizers.train([*TEXTS["en"], *TEXTS["zh"]], vocab_size=380)
+    tokenizers.save(folder, model, TEXTS)
+    return Tokenizer.load(folder)
+
+
+def _params(config: ModelConfig) -> dict:
+    rng = np.random.default_rng(0)
+    scale = {"embedding": 0.5, "kernel": 0.2, "bias": 0.05, "scale": 0.1}
+    flat = {
+        name: (
+            rng.normal(scale=scale[name.split("/")[-1]], size=shape) + name.endswith("scale")
+        ).astype(np.float32)
+        for name, shape in parameters.shapes(config).items()
+    }
+    return parameters.unflatten(flat)
+
+
+def test_the_folder_is_complete(tokenizer, tmp_path):
+    out = tmp_path / "deep" / "out"
+    export.export_model(LEARNED, _params(LEARNED), tokenizer, out)
+    assert sorted(path.name for path in out.iterdir()) == FILES
+    assert [path.name for path in out.parent.iterdir()] == ["out"]
+
+    config = json.loads((out / "config.json").read_text())
+    assert config["model_type"] == "glm_jax_infilling"
+    assert (config["vocab_size"], config["tokenizer_vocab_size"]) == (512, 380)
+    assert config["hidden_act"] == "gelu_pytorch_tanh"
+    generation = json.loads((out / "generation_config.json").read_text())
+    special = tokenizer.special
+    assert generation["eos_token_id"] == [special.eop, special.eos]
+    assert set(range(380, 512)) < set(generation["suppress_tokens"])
+    assert not {special.eop, special.eos} & set(generation["suppress_tokens"])
+    card = (out / "README.md").read_text()
+    for phrase in ("- en\n- zh", "runs the Python files", "| GELU | tanh", "380 tokens; 512"):
+        assert phrase in card
+
+
+@pytest.mark.parametrize("size", ["5GB", "30KB"])
+def test_the_weights_come_back(tokenizer, tmp_path, size):
+    params = _params(ROTARY)
+    export.export_model(ROTARY, params, tokenizer, tmp_path / "out", max_shard_size=size)
+    back = parameters.flatten(layouts.load_params("glm_jax", tmp_path / "out", ROTARY))
+    for name, array in parameters.flatten(params).items():
+        np.testing.assert_array_equal(back[name], array, err_msg=name)
+
+
+def test_weights_in_bfloat16(tokenizer, tmp_path):
+    params = _params(LEARNED)
+    export.export_model(LEARNED, params, tokenizer, tmp_path / "out", dtype="bfloat16")
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["torch_dtype"] == "bfloat16"
+    with safe_open(tmp_path / "out" / "model.safetensors", "numpy") as file:
+        assert file.metadata() == {"format": "pt"}
+        embedding = file.get_tensor("model.embed_tokens.weight")
+        assert "lm_head.weight" not in file.keys()  # noqa: SIM118
+    expected = params["token_embedding"]["embedding"].astype(ml_dtypes.bfloat16)
+    assert embedding.tobytes() == expected.tobytes()
+
+
+def test_only_an_earlier_export_is_replaced(tokenizer, tmp_path):
+    params = _params(LEARNED)
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    export.export_model(LEARNED, params, tokenizer, foreign)  # empty: nothing is lost
+    with pytest.raises(UserError, match="--overwrite replaces it"):
+        export.export_model(LEARNED, params, tokenizer, foreign)
+    (foreign / "stale.txt").write_text("")
+    export.export_model(LEARNED, params, tokenizer, foreign, overwrite=True)
+    assert sorted(path.name for path in foreign.iterdir()) == FILES
+
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "thesis.tex").write_text("")
+    with pytest.raises(UserError, match="is not an export"):
+        export.export_model(LEARNED, params, tokenizer, other, overwrite=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["foreign", "other"]
+
+
+def test_a_failed_export_leaves_the_earlier_one(tokenizer, tmp_path):
+    params = _params(LEARNED)
+    out = tmp_path / "out"
+    export.export_model(LEARNED, params, tokenizer, out)
+    before = (out / "model.safetensors").read_bytes()
+    del params["final_norm"]
+    with pytest.raises(UserError, match="final_norm/bias, final_norm/scale"):
+        export.export_model(LEARNED, params, tokenizer, out, overwrite=True)
+    assert (out / "model.safetensors").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    (tmp_path / "out.incomplete").mkdir()  # what a killed export leaves
+    export.export_model(LEARNED, _params(LEARNED), tokenizer, out, overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_without_torch_verify_is_one_line(monkeypatch):
+    monkeypatch.setattr(export.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"needs torch and transformers: pip install"):
+        export.check_torch()
+
+
+def test_random_rows_are_blank_infilling_with_padding():
+    rows = export.random_rows(LEARNED, 33)
+    assert rows.tokens.shape == (4, 33)
+    special = tokenizers.SpecialTokens()
+    blanks = (rows.tokens == special.mask).sum(1)
+    assert blanks.tolist() == [1, 2, 3, 4]
+    assert ((rows.tokens == special.sop).sum(1) == blanks).all()
+    assert (rows.kv_end == 0).sum(1).tolist() == [0, 1, 2, 3]
+
+
+@pytest.fixture
+def torch():
+    pytest.importorskip("transformers", reason="needs transformers")
+    torch = pytest.importorskip("torch", reason="needs PyTorch")
+    torch.set_num_threads(1)  # the models are too small to share
+    return torch
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize(
+    ("config", "dtype"),
+    [(LEARNED, "float32"), (ROTARY, "float32"), (LEARNED, "bfloat16")],
+    ids=["learned_2d", "rope_2d", "bfloat16"],
+)
+def test_torch_agrees_with_jax(tokenizer, tmp_path, config, dtype, torch):
+    params = _params(config)
+    export.export_model(config, params, tokenizer, tmp_path / "out", dtype=dtype)
+    checks = export.verify(config, params, tokenizer, tmp_path / "out", [8, 33, 64], dtype)
+    assert [check.case for check in checks] == ["8 slots", "33 slots", "64 slots", "greedy answers"]
+    assert all(check.passed for check in checks), checks
+    assert max(check.difference for check in checks[:-1]) < 2e-5
+    assert checks[-1].total > 20
+
+
+@pytest.mark.torch
+def test_verify_notices_other_weights(tokenizer, tmp_path, torch):
+    params = _params(LEARNED)
+    export.export_model(LEARNED, params, tokenizer, tmp_path / "out")
+    params["layers"]["mlp"]["up"]["bias"] = params["layers"]["mlp"]["up"]["bias"] + 0.01
+    checks = export.verify(LEARNED, params, tokenizer, tmp_path / "out", [33])
+    assert not checks[0].passed
+
+
+@pytest.fixture
+def run(tokenizer, tmp_path, monkeypatch):
+    """A run's folder whose checkpoint is `_params(LEARNED)` at step 7."""
+    shutil.copytree(tokenizer.dir, tmp_path / "run" / "tokenizer")
+    config = Config(model=LEARNED, data=DataConfig(seq_length=48))
+    monkeypatch.setattr(export, "load_params", lambda workdir: (config, _params(LEARNED), 7))
+    return tmp_path / "run"
+
+
+def _main(**values) -> None:
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS(["export"])
+    with flagsaver.flagsaver(**values):
+        export.main()
+
+
+@pytest.mark.torch
+def test_the_command_prints_a_table_and_its_verdict(run, tmp_path, capsys, monkeypatch, torch):
+    out = tmp_path / "out"
+    _main(**{"from": str(run), "out": str(out), "verify": True})
+    printed = capsys.readouterr().out
+    assert f"step 7 of {run} is in {out}" in printed.replace("\n", "")
+    assert [word for word in ("8 slots", "33 slots", "48 slots", "greedy") if word in printed]
+    assert printed.count("ok") == 4
+
+    monkeypatch.setattr(export, "TOLERANCE", 1e-12)
+    with pytest.raises(SystemExit) as stopped:
+        _main(**{"from": str(run), "out": str(out), "verify": True, "overwrite": True})
+    assert stopped.value.code == 1
+    assert "differs" in capsys.readouterr().out
+
+
+def test_the_command_refuses_before_it_reads_weights(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "load_params", None)
+    with pytest.raises(UserError, match="--from is required"):
+        _main()
+    with pytest.raises(UserError, match="is not an export"):
+        _main(**{"from": str(run), "out": str(run)})
+
+
+FRESH_PROCESS = """
+import sys
+import torch
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+
+out, copy = sys.argv[1:]
+torch.set_num_threads(1)
+tokenizer = AutoTokenizer.from_pretrained(out, trust_remote_code=False)
+model = AutoModelForSeq2SeqLM.from_pretrained(out, trust_remote_code=True)
+assert type(model).__name__ == "GLMJaxForBlankInfilling" and model.dtype == torch.float32
+for auto in (AutoModel, AutoModelForCausalLM):
+    auto.from_pretrained(out, trust_remote_code=True)
+
+inputs = tokenizer(["The [MASK] sat", "北京[MASK]"], padding=True, return_tensors="pt")
+output = model.generate(**inputs, max_new_tokens=4)
+assert output.shape[1] <= inputs.input_ids.shape[1] + 5
+filled = model.fill_blanks(tokenizer, ["The [MASK] sat on [MASK]."], max_new_tokens=4)[0]
+print(filled.token_ids)
+
+model.save_pretrained(copy)
+again = AutoModelForSeq2SeqLM.from_pretrained(copy, trust_remote_code=True)
+difference = (again(**inputs).logits - model(**inputs).logits).abs().max()
+assert difference < 1e-5, difference
+loss = again(**inputs, labels=inputs.input_ids).loss
+loss.backward()
+assert again.lm_head.weight is again.model.embed_tokens.weight
+assert not {"glm_jax", "jax"} & {name.split(".")[0] for name in sys.modules}
+"""
+
+
+@pytest.mark.torch
+def test_a_fresh_process_needs_torch_and_transformers_only(tokenizer, tmp_path, torch):
+    out = tmp_path / "out"
+    params = _params(LEARNED)
+    export.export_model(LEARNED, params, tokenizer, out, max_shard_size="30KB")
+    ran = subprocess.run(
+        [sys.executable, "-I", "-c", FRESH_PROCESS, str(out), str(tmp_path / "copy")],
+        cwd=tmp_path,
+        env={**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+    config = dataclasses.replace(LEARNED, dtype="float32")
+    filled = export.Filler(config, params, tokenizer).fill(["The [MASK] sat on [MASK]."], 4)[0]
+    assert json.loads(ran.stdout.splitlines()[-1]) == filled.token_ids

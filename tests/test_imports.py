@@ -1,0 +1,69 @@
+"""Who may import whom. The rows are ordered: a package may import itself and the named ones."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parent.parent / "glm_jax"
+BASE = {"errors", "batch", "config"}
+TEXT = BASE | {"tokenizer", "language", "documents"}
+ALLOWED = {
+    "errors": set(),
+    "batch": set(),
+    "language": set(),
+    "config": {"errors"},
+    "documents": {"errors", "language"},
+    "tokenizer": {"errors", "language"},
+    "cli": BASE,
+    "objective": TEXT,
+    "data": TEXT | {"objective"},
+    "parallel": BASE,
+    "ops": BASE | {"parallel"},
+    "model": BASE | {"tokenizer", "parallel", "ops"},
+    "training": BASE | {"tokenizer", "parallel", "ops", "model"},
+    "layouts": BASE,
+    "hub": BASE | {"tokenizer", "layouts"},
+    "almanac": BASE | {"cli", "language"},
+}
+VERBS = {"prepare", "train", "evaluate", "fill", "export"}
+NO_JAX = {"objective", "config", "tokenizer", "documents", "language", "errors", "batch"}
+LIGHT = {"config", "objective", "ops", "model", "batch", "tokenizer", "parallel"}
+HEAVY = {"tensorflow_datasets", "grain", "orbax", "ml_collections", "tensorflow"}
+
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def part(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports(path):
+    names = imported(path)
+    ours = {name.split(".")[1] for name in names if name.startswith("glm_jax.")}
+    roots = {name.split(".")[0] for name in names}
+    assert "tensorflow" not in roots
+    if part(path) in ALLOWED:
+        assert ours <= ALLOWED[part(path)] | {part(path)}
+        assert not ours & VERBS
+    if part(path) in NO_JAX:
+        assert "jax" not in roots
+    if part(path) in LIGHT:
+        assert not roots & HEAVY
+    if "flax" in roots:
+        assert part(path) == "model"
+
+
+def test_every_part_has_a_rule():
+    assert {part(path) for path in FILES} - {"__init__"} == set(ALLOWED) | VERBS

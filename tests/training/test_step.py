@@ -1,0 +1,166 @@
+"""The training step: equivalences that must hold exactly, and its metrics."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from training.samples import make_batch, tiny_config
+
+from glm_jax.batch import OBJECTIVES
+from glm_jax.config import Config, MeshConfig
+from glm_jax.errors import UserError
+from glm_jax.model import glm
+from glm_jax.ops.cross_entropy import TokenStats
+from glm_jax.parallel.sharding import PRESETS, make_sharding
+from glm_jax.training.metrics import batch_sums, summarise
+from glm_jax.training.step import init_state, make_eval_step, make_train_step
+
+
+def changed(config: Config, section: str, **fields) -> Config:
+    part = dataclasses.replace(getattr(config, section), **fields)
+    return dataclasses.replace(config, **{section: part})
+
+
+def losses(config: Config, sharding, steps: int) -> list[float]:
+    state = init_state(config, sharding)
+    step = make_train_step(config, sharding, num_sources=2)
+    curve = []
+    for number in range(steps):
+        state, metrics = step(state, sharding.place(make_batch(number)))
+        curve.append(float(metrics.sums.loss.sum() / metrics.sums.weight.sum()))
+    return curve
+
+
+@pytest.fixture(scope="module")
+def one_device():
+    return make_sharding(MeshConfig(), jax.devices()[:1])
+
+
+def test_it_learns_a_batch(one_device):
+    config = tiny_config()
+    state = init_state(config, one_device)
+    step = make_train_step(config, one_device, num_sources=2)
+    batch = one_device.place(make_batch(0))
+    state, first = step(state, batch)
+    for _ in range(19):
+        state, last = step(state, batch)
+    assert last.sums.loss.sum() < 0.5 * first.sums.loss.sum()
+    assert int(state.step) == 20
+
+
+@pytest.mark.parametrize(
+    ("section", "fields"),
+    [
+        ("training", {"accumulation_steps": 4}),
+        ("model", {"remat": "full"}),
+        ("model", {"scan_layers": False}),
+        ("model", {"attention_backend": "reference"}),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else value,
+)
+def test_same_curve(one_device, section, fields):
+    config = tiny_config()
+    expected = losses(config, one_device, 4)
+    np.testing.assert_allclose(
+        losses(changed(config, section, **fields), one_device, 4), expected, rtol=2e-6
+    )
+
+
+def test_dropout_is_a_function_of_seed_and_step(one_device):
+    config = changed(tiny_config(), "model", embedding_dropout=0.1, output_dropout=0.1)
+    curve = losses(config, one_device, 3)
+    assert curve == losses(config, one_device, 3)
+    assert curve != losses(dataclasses.replace(config, seed=1), one_device, 3)
+    assert curve != losses(tiny_config(), one_device, 3)
+
+
+def test_evaluation_has_no_dropout(one_device):
+    config = changed(tiny_config(), "model", output_dropout=0.5)
+    params = init_state(config, one_device).params
+    batch = one_device.place(make_batch(0))
+    noisy = make_eval_step(config, one_device, 2)(params, batch)
+    plain = make_eval_step(tiny_config(), one_device, 2)(params, batch)
+    np.testing.assert_array_equal(noisy.loss, plain.loss)
+
+
+def test_embedding_gradient_shrink_scales_the_lookup_gradient_only():
+    config = changed(tiny_config(), "model", tie_embeddings=False).model
+    params = glm.init_params(config, jax.random.key(0))
+    rows = make_batch(0)
+    arguments = (rows.tokens, rows.position, rows.block_position, rows.kv_start, rows.kv_end)
+
+    def gradient(model):
+        return jax.grad(lambda p: glm.apply_logits(model, p, *arguments).var())(params)
+
+    full, shrunk = gradient(config), gradient(
+        dataclasses.replace(config, embedding_gradient_shrink=0.25)
+    )
+    tables = [g.pop("token_embedding")["embedding"] for g in (full, shrunk)]
+    np.testing.assert_allclose(tables[1], 0.25 * tables[0], rtol=1e-4, atol=1e-9)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-7), full, shrunk)
+
+
+@pytest.mark.multidevice
+@pytest.mark.parametrize("position", ["learned_2d", "rope_2d"])
+@pytest.mark.parametrize(
+    ("rules", "sizes"),
+    [
+        ("dp", {"data": 4}),
+        ("fsdp", {"data": 1, "fsdp": 4}),
+        ("model", {"data": 1, "model": 4}),
+        ("fsdp_model", {"data": 1, "fsdp": 2, "model": 2}),
+        ("fsdp_model", {"data": 2, "fsdp": 2}),
+    ],
+)
+def test_every_mesh_gives_the_curve_of_one_device(one_device, rules, sizes, position):
+    assert rules in PRESETS
+    model = {"position": position, "output_dropout": 0.1}
+    if position == "rope_2d":
+        model |= {"residual": "deepnorm", "tie_embeddings": False}
+    config = changed(changed(tiny_config(), "model", **model), "optimizer", learning_rate=4e-3)
+    sharding = make_sharding(MeshConfig(rules=rules, **sizes))
+    expected = losses(config, one_device, 20)
+    np.testing.assert_allclose(losses(config, sharding, 20), expected, rtol=1e-5)
+
+
+@pytest.mark.multidevice
+def test_indivisible_and_colliding_layouts_name_the_parameter():
+    config = changed(tiny_config(), "model", num_heads=2)
+    sharding = make_sharding(MeshConfig(data=1, model=4, rules="model"))
+    with pytest.raises(UserError, match=r"layers/attention/key/bias: dimension 2 .* model=4"):
+        init_state(config, sharding)
+    sharding = make_sharding(MeshConfig(overrides={"heads": "fsdp"}))
+    with pytest.raises(UserError, match="layers/attention/key/kernel: .* share a mesh axis"):
+        init_state(config, sharding)
+
+
+def test_metrics_equal_a_slow_count():
+    batch = make_batch(3)
+    rng = np.random.default_rng(0)
+    is_target = batch.weights > 0
+    correct = is_target & (rng.random(is_target.shape) < 0.7)
+    nll = np.where(is_target, rng.random(is_target.shape), 0).astype(np.float32)
+    figures = summarise(batch_sums(batch, TokenStats(nll, correct), 2), ["en", "zh"])
+
+    groups = {"": range(8)}
+    groups |= {f"/{name}": [r for r in range(8) if r % 3 == i] for i, name in enumerate(OBJECTIVES)}
+    groups |= {"/en": range(0, 8, 2), "/zh": range(1, 8, 2)}
+    for suffix, rows in groups.items():
+        spans = exact = 0
+        for row in rows:
+            slots = np.flatnonzero(is_target[row])
+            starts = [slot for slot in slots if batch.block_position[row, slot] == 1]
+            for start in starts:
+                end = start + 1
+                while end < len(nll[row]) and batch.block_position[row, end] > 1:
+                    end += 1
+                spans += 1
+                exact += correct[row, start:end].all()
+        rows = list(rows)
+        assert figures[f"exact_match{suffix}"] == pytest.approx(exact / spans)
+        assert figures[f"loss{suffix}"] == pytest.approx(nll[rows].sum() / is_target[rows].sum())
+        assert figures[f"accuracy{suffix}"] == pytest.approx(
+            correct[rows].sum() / is_target[rows].sum()
+        )
+    assert figures["padding"] == pytest.approx((batch.segment == 0).mean())
