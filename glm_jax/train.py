@@ -31,19 +31,29 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; created, or 
 
 
 def main() -> None:
-    workdir = Path(cli.required(_WORKDIR))
-    config = cli.load_config(_CONFIG)
+    run(cli.load_config(_CONFIG), Path(cli.required(_WORKDIR)))
+
+
+def run(config: Config, workdir: Path, devices: list[jax.Device] | None = None) -> TrainState:
+    """Trains to `config.training.steps`, from the folder's latest checkpoint if there is one.
+
+    Args:
+      devices: what the mesh is made of; None for all.
+    """
     tokenizer = load_tokenizer(config)
     config = with_vocab_size(config, tokenizer.vocab_size)
     dataset = open_dataset(config, tokenizer)
-    sharding = make_sharding(config.mesh)
+    sharding = make_sharding(config.mesh, devices)
     check_batch_size(config, sharding)
     print(describe(config, dataset, sharding))
     open_run(workdir, config, tokenizer)
     checkpoints = Checkpoints(workdir, config.checkpoint)
     state, next_row = restore_or_init(config, checkpoints, sharding, dataset)
-    train(config, state, next_row, dataset, sharding, checkpoints, MetricsLog(workdir))
+    log = MetricsLog(workdir)
+    state = train(config, state, next_row, dataset, sharding, checkpoints, log)
     checkpoints.close()
+    log.close()
+    return state
 
 
 def check_batch_size(config: Config, sharding: Sharding) -> None:

@@ -307,7 +307,7 @@ class GLMJaxForBlankInfilling(GLMJaxPreTrainedModel, GenerationMixin):
         if position_ids is None:
             position_ids = blank_positions(input_ids, attention_mask.bool(), config)
         limit = config.max_position_embeddings
-        longest = max(int(position_ids.max()), kwargs.get("max_new_tokens", 0))
+        longest = max(int(position_ids.max()), kwargs.get("max_new_tokens") or 0)
         if config.position_type == "learned_2d" and longest > limit:
             raise ValueError(
                 f"a row or an answer is longer than the {limit} positions of the model"

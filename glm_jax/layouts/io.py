@@ -81,6 +81,7 @@ def write_tensors(
         if len(pending[file]) == len(plan.filename_to_tensors[file]):
             # transformers 4.x refuses safetensors files without this entry.
             safetensors.numpy.save_file(pending.pop(file), out / file, metadata={"format": "pt"})
+            (out / file).chmod(0o644)  # safetensors leaves it to its owner alone
     if plan.is_sharded:
         index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
         (out / INDEX).write_text(json.dumps(index, indent=2) + "\n")

@@ -81,7 +81,7 @@ def make_train_step(config: Config, sharding: Sharding, num_sources: int):
         )
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        metrics = StepMetrics(sums, optax.global_norm(gradients), schedule(state.step))
+        metrics = StepMetrics(sums, optax.tree.norm(gradients), schedule(state.step))
         return TrainState(params, opt_state, state.step + 1), metrics
 
     _, shardings = state_shardings(config, sharding)

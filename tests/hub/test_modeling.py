@@ -86,11 +86,15 @@ def _random_model(config: ModelConfig, **overrides):
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_published_logits_and_loss(fixtures, name):
+def test_published_logits_loss_and_gradients(fixtures, name):
     layout, config = PUBLISHED[name]
     reference = TensorFiles(fixtures / f"{name}.safetensors")
-    weights = {k.removeprefix("param."): reference[k] for k in reference if k.startswith("param.")}
-    model = _model(config, layouts.load_params(layout, weights, config))
+
+    def ours(prefix: str) -> dict:
+        part = {k.removeprefix(prefix): reference[k] for k in reference if k.startswith(prefix)}
+        return layouts.load_params(layout, part, config)
+
+    model = _model(config, ours("param."))
 
     slot = np.arange(40)
     kv_end = np.maximum(slot + 1, reference["sep"][:, None])
@@ -103,10 +107,17 @@ def test_published_logits_and_loss(fixtures, name):
         "attention_mask": np.ones_like(kv_end),
     }
     inputs = {k: torch.from_numpy(v).long() for k, v in inputs.items()}
-    with torch.no_grad():
-        output = model(**inputs)
-    np.testing.assert_allclose(output.logits.numpy(), reference["logits"], rtol=0, atol=2e-5)
-    np.testing.assert_allclose(output.loss.item(), reference["loss"][0], rtol=0, atol=2e-6)
+    output = model(**inputs)
+    logits, loss = output.logits.detach().numpy(), output.loss.item()
+    np.testing.assert_allclose(logits, reference["logits"], rtol=0, atol=2e-5)
+    np.testing.assert_allclose(loss, reference["loss"][0], rtol=0, atol=2e-6)
+
+    output.loss.backward()
+    gradients = {name: p.grad.numpy() for name, p in model.named_parameters()}
+    published = dict(layouts.export_tensors("glm_jax", ours("grad."), config))
+    assert gradients.keys() == published.keys()
+    for key, gradient in gradients.items():
+        np.testing.assert_allclose(gradient, published[key], rtol=0, atol=1e-6, err_msg=key)
 
 
 def test_default_positions_and_ranges_are_those_of_blank_infilling():
@@ -201,12 +212,16 @@ def test_a_padded_batch_gives_the_answers_of_single_rows(config, side):
 
 def test_the_end_of_the_document_is_not_read_after_a_final_gmask():
     model = _random_model(UNTIED)
-    row = [CLS, 20, 21, GMASK]
-    without = model.generate(torch.tensor([row]), **GREEDY)[0, len(row) :]
-    with_eos = model.generate(torch.tensor([[*row, EOS]]), **GREEDY)[0, len(row) + 1 :]
-    assert without.tolist() == with_eos.tolist()
-    elsewhere = model.generate(torch.tensor([[*row[:-1], MASK, EOS]]), **GREEDY)
-    assert elsewhere[0, len(row) + 1 :].tolist() != with_eos.tolist()
+
+    def first_logits(row):
+        options = GREEDY | {"return_dict_in_generate": True, "output_logits": True}
+        return model.generate(torch.tensor([row]), **options).logits[0]
+
+    text = [CLS, 20, 21]
+    read, unread = first_logits([*text, GMASK]), first_logits([*text, GMASK, EOS])
+    torch.testing.assert_close(read, unread, rtol=0, atol=1e-12)
+    read, unread = first_logits([*text, MASK]), first_logits([*text, MASK, EOS])
+    assert (read - unread).abs().max() > 1e-3
 
 
 def test_generation_stops_and_pads():

@@ -170,6 +170,7 @@ def test_files_return_what_was_written(tmp_path, size, sharded, dtype):
     files = io.write_tensors(tmp_path, shapes, tensors.items(), dtype, size)
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(files)
     assert ((tmp_path / io.INDEX) in tmp_path.iterdir()) == sharded
+    assert all(p.stat().st_mode & 0o044 == 0o044 for p in tmp_path.iterdir())
     read = io.TensorFiles(tmp_path)
     assert set(read) == set(tensors)
     for name in tensors:

@@ -1,0 +1,144 @@
+"""A run: resumed bit for bit, restored on another mesh, kept and refused as promised."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from glm_jax import train
+from glm_jax.config import Config
+from glm_jax.errors import UserError
+from glm_jax.training.checkpoint import load_params
+
+
+def changed(config: Config, section: str, **fields) -> Config:
+    part = dataclasses.replace(getattr(config, section), **fields)
+    return dataclasses.replace(config, **{section: part})
+
+
+def run(config: Config, workdir: Path, num_devices: int = 1):
+    return train.run(config, workdir, jax.devices()[:num_devices])
+
+
+def lines(workdir: Path, kind: str) -> list[dict]:
+    log = (workdir / "metrics.jsonl").read_text().splitlines()
+    return [line for line in map(json.loads, log) if line["kind"] == kind]
+
+
+def losses(workdir: Path) -> dict[int, float]:
+    return {line["step"]: line["loss"] for line in lines(workdir, "train")}
+
+
+@pytest.fixture(scope="module")
+def ten_steps(run_config, tmp_path_factory):
+    """(workdir, state) of a run of ten steps on one device."""
+    workdir = tmp_path_factory.mktemp("ten") / "run"
+    return workdir, run(run_config, workdir)
+
+
+@pytest.fixture
+def five_steps(run_config, ten_steps, tmp_path):
+    """A run that stopped after five of its ten steps."""
+    workdir = tmp_path / "run"
+    run(changed(run_config, "training", steps=5), workdir)
+    return workdir
+
+
+def test_ten_steps_are_five_resume_and_five(run_config, ten_steps, five_steps):
+    workdir, state = ten_steps
+    resumed = run(run_config, five_steps)
+    for ours, theirs in zip(jax.tree.leaves(resumed), jax.tree.leaves(state), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert losses(five_steps) == losses(workdir)
+    assert len(losses(workdir)) == 10
+
+
+def test_log_and_checkpoint_say_what_was_done(run_config, ten_steps):
+    workdir, state = ten_steps
+    assert [line["step"] for line in lines(workdir, "validation")] == [5, 10]
+    figures = set().union(*lines(workdir, "train"))
+    assert {"loss/en", "loss/zh", "loss/token", "loss/document", "padding"} <= figures
+    meta = json.loads((workdir / "checkpoints" / "10" / "meta" / "metadata").read_text())
+    assert meta["next_row"] == 10 * run_config.training.batch_size
+    assert meta["config"]["model"]["num_layers"] == 2
+    assert meta["versions"]["jax"] == jax.__version__
+    config, params, step = load_params(workdir)
+    assert (step, config.model.vocab_size % 8) == (10, 0)
+    for ours, theirs in zip(jax.tree.leaves(params), jax.tree.leaves(state.params), strict=True):
+        assert isinstance(ours, np.ndarray)
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_running_again_after_the_end_changes_nothing(run_config, ten_steps):
+    workdir, state = ten_steps
+    before = (workdir / "metrics.jsonl").read_text()
+    again = run(run_config, workdir)
+    assert (workdir / "metrics.jsonl").read_text() == before
+    np.testing.assert_array_equal(
+        again.params["final_norm"]["scale"], state.params["final_norm"]["scale"]
+    )
+
+
+@pytest.mark.multidevice
+def test_a_checkpoint_goes_on_on_another_mesh(run_config, ten_steps, five_steps):
+    config = changed(run_config, "mesh", data=2, fsdp=1, model=2)
+    run(config, five_steps, num_devices=4)
+    expected = losses(ten_steps[0])
+    for step, loss in losses(five_steps).items():
+        assert loss == pytest.approx(expected[step], rel=1e-5)
+
+
+def test_checkpoints_kept_are_the_latest_the_best_and_every_nth(run_config, tmp_path):
+    config = changed(run_config, "checkpoint", every=1, keep_latest=2, keep_every=4, keep_best=1)
+    config = changed(config, "training", eval_every=3)
+    run(config, tmp_path / "run")
+    best = min(lines(tmp_path / "run", "validation"), key=lambda line: line["loss"])["step"]
+    kept = {int(path.name) for path in (tmp_path / "run" / "checkpoints").iterdir()}
+    assert kept == {9, 10, 4, 8, best}
+
+
+@pytest.mark.parametrize(
+    ("section", "fields", "message"),
+    [
+        ("model", {"num_layers": 3}, "config.model.num_layers is 2 there and 3 here"),
+        ("objective", {"mask_ratio": 0.2}, "config.objective.mask_ratio is 0.15 there"),
+        ("data", {"seq_length": 80}, "config.data.seq_length is 64 there and 80 here"),
+    ],
+)
+def test_a_workdir_of_another_run_is_refused(run_config, ten_steps, section, fields, message):
+    with pytest.raises(UserError, match=message):
+        run(changed(run_config, section, **fields), ten_steps[0])
+
+
+def test_other_mistakes_are_found_before_training(run_config, ten_steps, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="is not empty and holds no run"):
+        run(run_config, tmp_path)
+    with pytest.raises(UserError, match="6 rows are not divisible by the 4 devices"):
+        run(changed(run_config, "training", batch_size=6), tmp_path / "a", num_devices=4)
+    with pytest.raises(UserError, match="vocab_size 99 is smaller than the tokenizer"):
+        run(changed(run_config, "model", vocab_size=99), tmp_path / "b")
+    with pytest.raises(UserError, match="config.data.dir is empty"):
+        run(changed(run_config, "data", dir=""), tmp_path / "c")
+    assert {path.name for path in tmp_path.iterdir()} == {"notes.txt"}
+
+
+def test_another_dataset_is_refused(run_config, ten_steps, tmp_path, data_dir):
+    workdir = tmp_path / "run"
+    shutil.copytree(ten_steps[0], workdir)
+    metadata = tmp_path / "data" / "en" / "1.0.0" / "metadata.json"
+    shutil.copytree(data_dir, tmp_path / "data")
+    values = json.loads(metadata.read_text())
+    values["splits"]["train"]["documents"] += 1
+    metadata.write_text(json.dumps(values))
+    with pytest.raises(UserError, match="the checkpoint of step 10 was trained on data"):
+        run(changed(run_config, "data", dir=str(tmp_path / "data")), workdir)
+
+
+def test_a_run_without_checkpoint_cannot_be_read(tmp_path):
+    with pytest.raises(UserError, match=r"holds no run: .*config\.json is missing"):
+        load_params(tmp_path)
