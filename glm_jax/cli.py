@@ -42,7 +42,12 @@ def load_config(flag: flags.FlagHolder) -> Config:
     """
     if flag.value is None:
         raise UserError("--config is required, such as --config=configs/glm_tiny.py")
-    return from_dict(flag.value.to_dict())
+    try:
+        values = flag.value.to_dict()
+    except OSError as error:
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise UserError(f"--config cannot be loaded: {reason}") from error
+    return from_dict(values)
 
 
 def required(flag: flags.FlagHolder):
@@ -65,12 +70,13 @@ def _parse_flags(argv: list[str]) -> list[str]:
         _exit(UserError(str(error).replace("\n", " ")))
     except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         # ml_collections raises these bare, naming at best the last part of a dotted path.
-        _exit(UserError(f"{_blamed_flag(argv, error)}: {error}"))
+        message = " ".join(str(error.args[0]).replace("\\n", " ").replace("\\", "").split())
+        _exit(UserError(f"{_blamed_flag(argv, message)}: {message}"))
 
 
-def _blamed_flag(argv: list[str], error: Exception) -> str:
+def _blamed_flag(argv: list[str], message: str) -> str:
     overrides = [arg for arg in argv if arg.startswith("--config")]
-    named = [arg for arg in overrides if str(error).strip("\"'") in arg.split("=")[0].split(".")]
+    named = [arg for arg in overrides if arg.split("=")[0].split(".")[-1] in message]
     return (named or overrides or ["flags"])[0]
 
 

@@ -24,7 +24,10 @@ def test_round_trip():
         ({"model": {"hidden_dim": 100}}, "hidden_dim 100 is not divisible by model.num_heads 12"),
         ({"model": {"position": "alibi"}}, "model.position must be one of learned_2d, rope_2d"),
         ({"data": {"seq_length": 513}}, "data.seq_length 513 .*model.max_positions 512"),
-        ({"training": {"accumulation_steps": 3}}, "batch_size 256 is not divisible by .*accumulation_steps 3"),
+        (
+            {"training": {"accumulation_steps": 3}},
+            "batch_size 256 is not divisible by .*accumulation_steps 3",
+        ),
         ({"objective": {"token_weight": 0.0}}, "objective weights .* positive sum"),
         ({"objective": {"mask_ratio": 1.5}}, "objective.mask_ratio must be between 0 and 1"),
         ({"data": {"sources": {"en": {"weight": -1.0}}}}, "data.sources.en.weight must be pos"),

@@ -122,7 +122,7 @@ def test_other_mistakes_are_found_before_training(run_config, ten_steps, tmp_pat
         run(changed(run_config, "training", batch_size=6), tmp_path / "a", num_devices=4)
     with pytest.raises(UserError, match="vocab_size 99 is smaller than the tokenizer"):
         run(changed(run_config, "model", vocab_size=99), tmp_path / "b")
-    with pytest.raises(UserError, match="config.data.dir is empty"):
+    with pytest.raises(UserError, match=r"config.data.dir is empty"):
         run(changed(run_config, "data", dir=""), tmp_path / "c")
     assert {path.name for path in tmp_path.iterdir()} == {"notes.txt"}
 

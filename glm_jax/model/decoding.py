@@ -186,8 +186,7 @@ def _decode(
 
 
 def _read_context(config, params, cache, tokens, context_length):
-    batch, slots = tokens.shape
-    position = jnp.broadcast_to(jnp.arange(slots), tokens.shape)
+    position = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
     inside = position < context_length[:, None]
     _, cache = glm.apply_cached(
         config,

@@ -1,4 +1,4 @@
-"""Named architectures. Sizes and numerics are those of the published models (see each docstring)."""
+"""Named architectures, with the sizes and numerics of the published models."""
 
 import dataclasses
 

@@ -29,6 +29,8 @@ class TokenStats(NamedTuple):
 
 
 class _Options(NamedTuple):
+    """Without a mesh there are no axes."""
+
     z_loss: float
     chunk_size: int | None
     mesh: Mesh | None
@@ -82,14 +84,17 @@ def target_cross_entropy(
 
     Raises:
       UserError: B, D or V does not divide over its mesh axes, or the mesh lacks one of them.
+      ValueError: `kernel_axis` is not one of `batch_axes`.
     """
-    if mesh is not None and mesh.size == 1:
-        mesh = None
+    if mesh is None or mesh.size == 1:
+        options = _Options(z_loss, chunk_size, None, (), None, None)
+        return _loss(options, hidden, kernel, targets, weights)
+    if kernel_axis is not None and kernel_axis not in batch_axes:
+        raise ValueError(f"kernel_axis {kernel_axis!r} is not one of batch_axes {batch_axes}")
+    check_divisible(mesh, batch_axes, hidden.shape[0], "batch size")
+    check_divisible(mesh, _names(kernel_axis), kernel.shape[0], "hidden size")
+    check_divisible(mesh, _names(vocab_axis), kernel.shape[1], "vocabulary size")
     options = _Options(z_loss, chunk_size, mesh, tuple(batch_axes), kernel_axis, vocab_axis)
-    if mesh is not None:
-        check_divisible(mesh, batch_axes, hidden.shape[0], "batch size")
-        check_divisible(mesh, _names(kernel_axis), kernel.shape[0], "hidden size")
-        check_divisible(mesh, _names(vocab_axis), kernel.shape[1], "vocabulary size")
     return _loss(options, hidden, kernel, targets, weights)
 
 
@@ -135,67 +140,62 @@ def _sums(options, hidden, kernel, targets, weights, *, with_gradients):
 
 def _local_sums(options, with_gradients, hidden, kernel, targets, weights):
     """The part of one device: its own tokens, its own slice of the vocabulary."""
-    sharded = options.mesh is not None
-    batch_axes = options.batch_axes if sharded else ()
-    kernel_axis = options.kernel_axis if sharded else None
-    vocab_axis = options.vocab_axis if sharded else None
-
-    batch_shape, width, kernel_dtype = targets.shape, hidden.shape[-1], kernel.dtype
-    hidden, targets, weights = hidden.reshape(-1, width), targets.ravel(), weights.ravel()
-    kernel = kernel.astype(hidden.dtype)
-    if kernel_axis:
-        kernel = jax.lax.all_gather(kernel, kernel_axis, axis=0, tiled=True)
-    dtype = jnp.promote_types(hidden.dtype, jnp.float32)
+    tokens = hidden.reshape(-1, hidden.shape[-1]), targets.ravel(), weights.ravel()
     chunk = options.chunk_size or _default_chunk(targets.size)
-    order = _targets_first(weights, chunk)
+    order = _targets_first(tokens[2], chunk)
+    head = kernel.astype(hidden.dtype)
+    if options.kernel_axis:
+        head = jax.lax.all_gather(head, options.kernel_axis, axis=0, tiled=True)
 
     def add_chunk(index, sums: _Sums) -> _Sums:
         rows = jax.lax.dynamic_slice_in_dim(order, index * chunk, chunk)
-        x, target, weight = (
-            jnp.take(a, rows, axis=0, mode="fill", fill_value=0) for a in (hidden, targets, weights)
-        )
-        logits = jnp.dot(x, kernel, preferred_element_type=dtype)
-        target = target - _first_column(logits, vocab_axis)
-        lse, nll, correct = _token_losses(logits, target, vocab_axis)
-        has_target = weight > 0
-        sums = sums._replace(
-            loss=sums.loss + jnp.sum(weight * (nll + options.z_loss * lse**2)),
-            nll=sums.nll.at[rows].set(jnp.where(has_target, nll, 0), mode="drop"),
-            correct=sums.correct.at[rows].set(correct & has_target, mode="drop"),
-        )
+        x, target, weight = (jnp.take(a, rows, 0, mode="fill", fill_value=0) for a in tokens)
+        logits = jnp.dot(x, head, preferred_element_type=sums.nll.dtype)
+        target = target - _first_column(logits, options.vocab_axis)
+        lse, nll, correct = _token_losses(logits, target, options.vocab_axis)
+        sums = _add_losses(sums, rows, weight, lse, nll, correct, options.z_loss)
         if not with_gradients:
             return sums
         d_logits = _logit_gradients(logits, lse, target, weight, options.z_loss).astype(x.dtype)
-        d_x = _psum(jnp.dot(d_logits, kernel.T, preferred_element_type=dtype), vocab_axis)
+        d_x = jnp.dot(d_logits, head.T, preferred_element_type=logits.dtype)
+        d_x = _psum(d_x, options.vocab_axis).astype(x.dtype)
         return sums._replace(
-            d_hidden=sums.d_hidden.at[rows].set(d_x.astype(hidden.dtype), mode="drop"),
+            d_hidden=sums.d_hidden.at[rows].set(d_x, mode="drop"),
             d_kernel=_add_outer(sums.d_kernel, x, d_logits),
         )
 
-    num_chunks = -(-jnp.sum(weights > 0, dtype=jnp.int32) // chunk)
-    if batch_axes:
-        # All devices walk together, so that none waits alone in a collective of the loop; the step
-        # ends with the slowest anyway.
-        num_chunks = jax.lax.pmax(num_chunks, batch_axes)
-    sums = _Sums(
-        loss=jnp.zeros((), dtype),
-        nll=jnp.zeros(targets.shape, dtype),
-        correct=jnp.zeros(targets.shape, bool),
-        d_hidden=jnp.zeros_like(hidden) if with_gradients else None,
-        d_kernel=jnp.zeros(kernel.shape, dtype) if with_gradients else None,
-    )
-    sums = jax.lax.fori_loop(0, num_chunks, add_chunk, sums)
+    num_chunks = _num_chunks(tokens[2], chunk, options.batch_axes)
+    zeros = _zero_sums(tokens[0], head, with_gradients)
+    sums = jax.lax.fori_loop(0, num_chunks, add_chunk, zeros)
     sums = sums._replace(
-        loss=_psum(sums.loss, batch_axes),
-        nll=sums.nll.reshape(batch_shape),
-        correct=sums.correct.reshape(batch_shape),
+        loss=_psum(sums.loss, options.batch_axes),
+        nll=sums.nll.reshape(targets.shape),
+        correct=sums.correct.reshape(targets.shape),
     )
     if not with_gradients:
         return sums
-    d_kernel = _reduce_kernel_gradient(sums.d_kernel, batch_axes, kernel_axis)
+    d_kernel = _reduce_kernel_gradient(sums.d_kernel, options.batch_axes, options.kernel_axis)
     return sums._replace(
-        d_hidden=sums.d_hidden.reshape(*batch_shape, width), d_kernel=d_kernel.astype(kernel_dtype)
+        d_hidden=sums.d_hidden.reshape(hidden.shape), d_kernel=d_kernel.astype(kernel.dtype)
     )
+
+
+def _zero_sums(hidden, kernel, with_gradients):
+    dtype = jnp.promote_types(hidden.dtype, jnp.float32)
+    return _Sums(
+        loss=jnp.zeros((), dtype),
+        nll=jnp.zeros(hidden.shape[0], dtype),
+        correct=jnp.zeros(hidden.shape[0], bool),
+        d_hidden=jnp.zeros_like(hidden) if with_gradients else None,
+        d_kernel=jnp.zeros(kernel.shape, dtype) if with_gradients else None,
+    )
+
+
+def _num_chunks(weights, chunk, batch_axes):
+    num_chunks = -(-jnp.sum(weights > 0, dtype=jnp.int32) // chunk)
+    # All devices walk together, so that none waits alone in a collective of the loop; the step ends
+    # with the slowest anyway.
+    return _pmax(num_chunks, batch_axes)
 
 
 def _default_chunk(num_tokens):
@@ -228,6 +228,15 @@ def _token_losses(logits, target, vocab_axis):
 
 def _at(logits, column):
     return jnp.take_along_axis(logits, column[:, None], axis=1, mode="clip")[:, 0]
+
+
+def _add_losses(sums, rows, weight, lse, nll, correct, z_loss):
+    has_target = weight > 0
+    return sums._replace(
+        loss=sums.loss + jnp.sum(weight * (nll + z_loss * lse**2)),
+        nll=sums.nll.at[rows].set(jnp.where(has_target, nll, 0), mode="drop"),
+        correct=sums.correct.at[rows].set(correct & has_target, mode="drop"),
+    )
 
 
 def _logit_gradients(logits, lse, target, weight, z_loss):
@@ -269,8 +278,8 @@ def _psum(x, axes):
     return jax.lax.psum(x, axes) if axes else x
 
 
-def _pmax(x, axis):
-    return jax.lax.pmax(x, axis) if axis else x
+def _pmax(x, axes):
+    return jax.lax.pmax(x, axes) if axes else x
 
 
 def _names(axis):

@@ -18,8 +18,8 @@ from jax.ad_checkpoint import checkpoint_name
 
 from glm_jax.ops.block_bounds import BlockBounds, pad_axis
 
-# Finite, so that nothing is inf - inf, and so far apart that exp(_MASKED - _FLOOR) is exactly 0.
-_MASKED, _FLOOR = -1e30, -1e20
+# Finite, so that nothing is inf - inf, and so far apart that exp(MASKED - FLOOR) is exactly 0.
+MASKED, FLOOR = -1e30, -1e20
 
 
 class _QueryTiles(NamedTuple):
@@ -82,7 +82,7 @@ def _forward(q, k, v, kv_start, kv_end, bounds):
             return new_top, total * decay + p.sum(-1), acc * decay[..., None] + part
 
         row = tile.q.shape[:-1]
-        init = (jnp.full(row, _FLOOR, dtype), jnp.zeros(row, dtype), jnp.zeros(tile.q.shape, dtype))
+        init = (jnp.full(row, FLOOR, dtype), jnp.zeros(row, dtype), jnp.zeros(tile.q.shape, dtype))
         top, total, acc = _walk_key_tiles(tile, keys.shape[1], key_step, init)
         seen = total > 0
         total = jnp.where(seen, total, 1)
@@ -131,7 +131,7 @@ def _backward(q, k, v, kv_start, kv_end, bounds, out, lse, d_out):
 
 
 def _scores(tile, key, step, block_k, dtype):
-    """Scaled scores [B, K, G, block_q, block_k], `_MASKED` where the query does not see the key.
+    """Scaled scores [B, K, G, block_q, block_k], `MASKED` where the query does not see the key.
 
     A row whose walk is over reads a tile again, at key positions past every range: all masked.
     """
@@ -139,7 +139,7 @@ def _scores(tile, key, step, block_k, dtype):
     first_key = ((tile.key_lo + step) * block_k)[:, None, None, None, None]
     position = first_key + jnp.arange(block_k)
     visible = (tile.start <= position) & (position < tile.end)
-    return jnp.where(visible, scores, _MASKED)
+    return jnp.where(visible, scores, MASKED)
 
 
 def _walk_key_tiles(tile, num_key_tiles, key_step, init):

@@ -4,7 +4,8 @@ The recurrences are those of `range_attention_chunked`. A kernel walks the tiles
 name: the bounds are prefetched scalars, so the index maps read them, and a step past the end of a
 walk repeats the last tile's index, which moves no data, and computes nothing. Scores are kept
 transposed, [block_k, block_q], so that everything held per query (ranges, log-sum-exp) is a row of
-vector lanes. Nothing accumulates across cores: results are the same from run to run.
+vector lanes. Every output tile is accumulated by one core in one order, so results repeat bit for
+bit.
 """
 
 from __future__ import annotations
@@ -21,9 +22,8 @@ from jax.experimental.pallas import tpu as pltpu
 
 from glm_jax.errors import UserError
 from glm_jax.ops.block_bounds import BlockBounds, pad_axis
+from glm_jax.ops.range_attention_chunked import FLOOR, MASKED
 
-# Finite, so that nothing is inf - inf, and so far apart that exp(_MASKED - _FLOOR) is exactly 0.
-_MASKED, _FLOOR = -1e30, -1e20
 _MAX_HEAD_SIZE = 256
 
 
@@ -62,7 +62,7 @@ def tpu_attention(
     """Shapes and meaning as `range_attention`; blocks must be multiples of 128 on a real TPU.
 
     `interpret` runs the kernels step by step on any device. Raises UserError for a head size above
-    256, whose tiles do not fit the vector memory.
+    256, the largest whose tiles are known to fit the vector memory.
     """
     if q.shape[-1] > _MAX_HEAD_SIZE:
         raise UserError(
@@ -141,7 +141,7 @@ def _forward_kernel(scale, *refs):
 
     @pl.when(step == 0)
     def _():
-        top[...] = jnp.full_like(top, _FLOOR)
+        top[...] = jnp.full_like(top, FLOOR)
         total[...] = jnp.zeros_like(total)
         acc[...] = jnp.zeros_like(acc)
 
@@ -261,14 +261,14 @@ def _visit(scalars, tile, key_tile, in_walk, compute):
 
 
 def _scores(q, k, start, end, key_tile, scale, compare, dtype):
-    """Scaled scores [block_k, block_q], `_MASKED` where the query does not see the key."""
+    """Scaled scores [block_k, block_q], `MASKED` where the query does not see the key."""
     scores = _dot(k[...], q[...], (1, 1), dtype) * scale
     if not compare:
         return scores
     first_key = key_tile * scores.shape[0]
     position = first_key + jax.lax.broadcasted_iota(jnp.int32, scores.shape, 0)
     visible = (start[...] <= position) & (position < end[...])
-    return jnp.where(visible, scores, _MASKED)
+    return jnp.where(visible, scores, MASKED)
 
 
 def _score_gradients(scores, v, d_out, lse, delta, scale):

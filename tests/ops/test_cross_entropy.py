@@ -213,3 +213,9 @@ def test_indivisible_mesh_is_one_line(batch, width, vocab, message):
             tokens,
             mesh=mesh_of(1, 2, 2),
         )
+
+
+@pytest.mark.multidevice
+def test_kernel_axis_without_its_tokens_is_refused():
+    with pytest.raises(ValueError, match="'model' is not one of batch_axes"):
+        target_cross_entropy(*arrays(), mesh=mesh_of(1, 2, 2), kernel_axis="model")

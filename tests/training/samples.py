@@ -1,6 +1,7 @@
 """A config small enough to train in a second, and rows for it."""
 
 import numpy as np
+
 from glm_jax import config
 from glm_jax.batch import OBJECTIVES, Batch
 from glm_jax.objective import infill

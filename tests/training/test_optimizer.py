@@ -23,7 +23,7 @@ def test_schedule_is_the_published_one():
 
 
 def test_warmup_longer_than_the_run_is_refused():
-    with pytest.raises(UserError, match="warmup_steps 100 .* 50 decay steps"):
+    with pytest.raises(UserError, match=r"warmup_steps 100 .* 50 decay steps"):
         make_schedule(OptimizerConfig(warmup_steps=100), steps=50)
 
 

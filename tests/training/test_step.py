@@ -93,8 +93,9 @@ def test_embedding_gradient_shrink_scales_the_lookup_gradient_only():
     def gradient(model):
         return jax.grad(lambda p: glm.apply_logits(model, p, *arguments).var())(params)
 
-    full, shrunk = gradient(config), gradient(
-        dataclasses.replace(config, embedding_gradient_shrink=0.25)
+    full, shrunk = (
+        gradient(config),
+        gradient(dataclasses.replace(config, embedding_gradient_shrink=0.25)),
     )
     tables = [g.pop("token_embedding")["embedding"] for g in (full, shrunk)]
     np.testing.assert_allclose(tables[1], 0.25 * tables[0], rtol=1e-4, atol=1e-9)
@@ -131,7 +132,7 @@ def test_indivisible_and_colliding_layouts_name_the_parameter():
     with pytest.raises(UserError, match=r"layers/attention/key/bias: dimension 2 .* model=4"):
         init_state(config, sharding)
     sharding = make_sharding(MeshConfig(overrides={"heads": "fsdp"}))
-    with pytest.raises(UserError, match="layers/attention/key/kernel: .* share a mesh axis"):
+    with pytest.raises(UserError, match=r"layers/attention/key/kernel: .* share a mesh axis"):
         init_state(config, sharding)
 
 

@@ -1,0 +1,56 @@
+"""Mistakes at the command line: exit code 2 and one line, before any compile."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+CONFIG = f"--config={ROOT}/configs/glm_tiny.py"
+
+
+def verb(name: str, *flags: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", f"glm_jax.{name}", *flags],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "flags", "message"),
+    [
+        ("train", [CONFIG], "--workdir is required"),
+        ("train", ["--workdir=x"], "--config is required"),
+        ("train", [CONFIG, "--config.model.hiden_dim=3", "--workdir=x"], "hiden_dim"),
+        ("train", [CONFIG, "--config.model.num_layers=many", "--workdir=x"], "num_layers"),
+        ("train", [CONFIG, "--config.model.num_heads=3", "--workdir=x"], "num_heads 3"),
+        ("train", [CONFIG, "--config.data.dir=/nowhere", "--workdir=x"], "/nowhere/tokenizer"),
+        ("train", ["--config=missing.py", "--workdir=x"], "missing.py"),
+        ("train", [f"{CONFIG}:huge", "--workdir=x"], "no model preset 'huge'"),
+        ("train", [CONFIG, "--wrokdir=x"], "wrokdir"),
+        ("fill", ["--workdir=/nowhere"], "/nowhere holds no run"),
+        ("fill", ["stray"], "unexpected argument 'stray'"),
+        ("evaluate", ["--workdir=/nowhere", "--task=dance"], "dance"),
+    ],
+)
+def test_mistake(name, flags, message):
+    finished = verb(name, *flags)
+    assert finished.returncode == 2, finished.stderr
+    lines = [line for line in finished.stderr.splitlines() if line.startswith("error:")]
+    assert len(lines) == 1
+    assert message in lines[0]
+    assert "Traceback" not in finished.stderr
+    assert not Path("x").exists()
+
+
+@pytest.mark.slow
+def test_debug_shows_the_traceback():
+    finished = verb("fill", "--workdir=/nowhere", "--debug")
+    assert finished.returncode == 2
+    assert "Traceback" in finished.stderr
