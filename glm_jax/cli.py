@@ -13,8 +13,12 @@ from glm_jax.errors import UserError
 _DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback of a user error.")
 
 
-def run(main: Callable[[], None]) -> None:
-    """Runs a verb's `main()`; a `UserError` becomes one line on stderr and exit code 2."""
+def run(main: Callable[[], None], define_flags: Callable[[], None]) -> None:
+    """Runs a verb's `main()`; a `UserError` becomes one line on stderr and exit code 2.
+
+    Flags are defined here and not on import, so that several verbs can be imported together.
+    """
+    define_flags()
 
     def guarded(argv: list[str]) -> None:
         if not flags.FLAGS["verbosity"].present:
@@ -29,36 +33,36 @@ def run(main: Callable[[], None]) -> None:
     app.run(guarded, flags_parser=_parse_flags)
 
 
-def define_config_flag() -> flags.FlagHolder:
+def define_config_flag() -> None:
     """The flag `--config=FILE[:variant]` with overrides `--config.section.field=value`."""
-    return config_flags.DEFINE_config_file("config", None, "Recipe: configs/NAME.py[:variant].")
+    config_flags.DEFINE_config_file("config", None, "Recipe: configs/NAME.py[:variant].")
 
 
-def load_config(flag: flags.FlagHolder) -> Config:
-    """The checked config of a recipe and its overrides.
+def load_config() -> Config:
+    """The checked config of the recipe that --config names, and its overrides.
 
     Raises:
       UserError: no recipe was named, or `config.from_dict` rejects it.
     """
-    if flag.value is None:
+    if flags.FLAGS.config is None:
         raise UserError("--config is required, such as --config=configs/glm_tiny.py")
     try:
-        values = flag.value.to_dict()
+        values = flags.FLAGS.config.to_dict()
     except OSError as error:
         reason = str(error).strip().splitlines()[-1].strip()
         raise UserError(f"--config cannot be loaded: {reason}") from error
     return from_dict(values)
 
 
-def required(flag: flags.FlagHolder):
+def required(name: str):
     """The value of a flag that has no default.
 
     Raises:
       UserError: it was not given.
     """
-    if not flag.value:
-        raise UserError(f"--{flag.name} is required")
-    return flag.value
+    if not flags.FLAGS[name].value:
+        raise UserError(f"--{name} is required")
+    return flags.FLAGS[name].value
 
 
 def _parse_flags(argv: list[str]) -> list[str]:

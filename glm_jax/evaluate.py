@@ -24,22 +24,26 @@ from glm_jax.training.checkpoint import load_params
 from glm_jax.training.evaluation import make_validation
 from glm_jax.training.step import state_shardings
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
-_STEP = flags.DEFINE_integer("step", None, "Step of the checkpoint; by default the latest.")
-_TASK = flags.DEFINE_enum("task", "loss", ["loss", "fill"], "What to evaluate.")
-_INPUT = flags.DEFINE_string("input", None, "JSONL file of the fill task.")
-_MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 16, "Longest answer, in tokens.", 1)
+FLAGS = flags.FLAGS
+
+
+def define_flags() -> None:
+    flags.DEFINE_string("workdir", None, "Folder of the run.")
+    flags.DEFINE_integer("step", None, "Step of the checkpoint; by default the latest.")
+    flags.DEFINE_enum("task", "loss", ["loss", "fill"], "What to evaluate.")
+    flags.DEFINE_string("input", None, "JSONL file of the fill task.")
+    flags.DEFINE_integer("max_new_tokens", 16, "Longest answer, in tokens.", 1)
 
 
 def main() -> None:
-    workdir = Path(cli.required(_WORKDIR))
-    config, params, step = load_params(workdir, _STEP.value)
-    if _TASK.value == "loss":
+    workdir = Path(cli.required("workdir"))
+    config, params, step = load_params(workdir, FLAGS.step)
+    if FLAGS.task == "loss":
         figures = _validation_loss(config, params)
     else:
         filler = Filler(config.model, params, Tokenizer.load(workdir / "tokenizer"))
-        figures = exact_match(filler, Path(cli.required(_INPUT)), _MAX_NEW_TOKENS.value)
-    print(json.dumps({"step": step, "task": _TASK.value, **figures}, ensure_ascii=False))
+        figures = exact_match(filler, Path(cli.required("input")), FLAGS.max_new_tokens)
+    print(json.dumps({"step": step, "task": FLAGS.task, **figures}, ensure_ascii=False))
 
 
 def _validation_loss(config: Config, params: dict) -> dict[str, float]:
@@ -90,4 +94,4 @@ def _read_questions(path: Path) -> list[dict]:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, define_flags)

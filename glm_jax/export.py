@@ -34,13 +34,8 @@ from glm_jax.objective import infill
 from glm_jax.tokenizer import SPECIAL_PIECES, SpecialTokens, Tokenizer
 from glm_jax.training.checkpoint import load_params
 
-_FROM = flags.DEFINE_string("from", None, "Folder of the run; its latest checkpoint is exported.")
-_OUT = flags.DEFINE_string("out", None, "Folder to write.")
-_LAYOUT = flags.DEFINE_enum("layout", "glm_jax", ["glm_jax"], "Names and shapes of the tensors.")
-_DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Type of the weights.")
-_MAX_SHARD_SIZE = flags.DEFINE_string("max_shard_size", "5GB", "Larger weights are split.")
-_VERIFY = flags.DEFINE_bool("verify", False, "Compare PyTorch with JAX; exit 1 where they differ.")
-_OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace an earlier export.")
+FLAGS = flags.FLAGS
+
 
 TOLERANCE = 1e-4
 """Largest difference of float32 logits that passes `--verify`."""
@@ -55,10 +50,20 @@ _TEXTS = (
 )
 
 
+def define_flags() -> None:
+    flags.DEFINE_string("from", None, "Folder of the run; its latest checkpoint is exported.")
+    flags.DEFINE_string("out", None, "Folder to write.")
+    flags.DEFINE_enum("layout", "glm_jax", ["glm_jax"], "Names and shapes of the tensors.")
+    flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Type of the weights.")
+    flags.DEFINE_string("max_shard_size", "5GB", "Larger weights are split.")
+    flags.DEFINE_bool("verify", False, "Compare PyTorch with JAX; exit 1 where they differ.")
+    flags.DEFINE_bool("overwrite", False, "Replace an earlier export.")
+
+
 def main() -> None:
-    workdir, out = Path(cli.required(_FROM)), Path(cli.required(_OUT))
-    check_target(out, _OVERWRITE.value)
-    if _VERIFY.value:
+    workdir, out = Path(cli.required("from")), Path(cli.required("out"))
+    check_target(out, FLAGS.overwrite)
+    if FLAGS.verify:
         check_torch()
     config, params, step = load_params(workdir)
     tokenizer = Tokenizer.load(workdir / "tokenizer")
@@ -67,15 +72,15 @@ def main() -> None:
         params,
         tokenizer,
         out,
-        layout=_LAYOUT.value,
-        dtype=_DTYPE.value,
-        max_shard_size=_MAX_SHARD_SIZE.value,
-        overwrite=_OVERWRITE.value,
+        layout=FLAGS.layout,
+        dtype=FLAGS.dtype,
+        max_shard_size=FLAGS.max_shard_size,
+        overwrite=FLAGS.overwrite,
     )
     print(f"step {step} of {workdir} is in {out}")
-    if _VERIFY.value:
+    if FLAGS.verify:
         lengths = sorted({8, 33, config.data.seq_length})
-        checks = verify(config.model, params, tokenizer, out, lengths, _DTYPE.value)
+        checks = verify(config.model, params, tokenizer, out, lengths, FLAGS.dtype)
         Console().print(_table(checks))
         if not all(check.passed for check in checks):
             sys.exit(1)
@@ -272,4 +277,4 @@ def _put_in_place(partial: Path, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, define_flags)

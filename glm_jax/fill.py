@@ -17,20 +17,24 @@ from glm_jax.model.decoding import BATCH, Filled, Filler
 from glm_jax.tokenizer import Tokenizer
 from glm_jax.training.checkpoint import load_params
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run whose model fills.")
-_STEP = flags.DEFINE_integer("step", None, "Step of the checkpoint; by default the latest.")
-_TEXT = flags.DEFINE_multi_string("text", [], "Text with [MASK], [sMASK] or [gMASK]; repeatable.")
-_MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 64, "Longest answer, in tokens.", 1)
-_JSON = flags.DEFINE_bool("json", False, "Print one JSON object a text.")
+FLAGS = flags.FLAGS
+
+
+def define_flags() -> None:
+    flags.DEFINE_string("workdir", None, "Folder of the run whose model fills.")
+    flags.DEFINE_integer("step", None, "Step of the checkpoint; by default the latest.")
+    flags.DEFINE_multi_string("text", [], "Text with [MASK], [sMASK] or [gMASK]; repeatable.")
+    flags.DEFINE_integer("max_new_tokens", 64, "Longest answer, in tokens.", 1)
+    flags.DEFINE_bool("json", False, "Print one JSON object a text.")
 
 
 def main() -> None:
-    workdir = Path(cli.required(_WORKDIR))
-    config, params, _ = load_params(workdir, _STEP.value)
+    workdir = Path(cli.required("workdir"))
+    config, params, _ = load_params(workdir, FLAGS.step)
     filler = Filler(config.model, params, Tokenizer.load(workdir / "tokenizer"))
-    show = _print_json if _JSON.value else _print_text
-    for texts in _chunks(_TEXT.value or _lines(sys.stdin), 1 if sys.stdin.isatty() else BATCH):
-        for text, filled in zip(texts, filler.fill(texts, _MAX_NEW_TOKENS.value), strict=True):
+    show = _print_json if FLAGS.json else _print_text
+    for texts in _chunks(FLAGS.text or _lines(sys.stdin), 1 if sys.stdin.isatty() else BATCH):
+        for text, filled in zip(texts, filler.fill(texts, FLAGS.max_new_tokens), strict=True):
             show(text, filled)
 
 
@@ -61,4 +65,4 @@ def _print_text(text: str, filled: Filled) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, define_flags)

@@ -18,7 +18,7 @@ from array import array
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from absl import flags, logging
+from absl import flags
 from rich import console, progress
 
 from glm_jax import cli
@@ -28,26 +28,12 @@ from glm_jax.errors import UserError
 from glm_jax.language import LANGUAGES
 from glm_jax.tokenizer import INFO_FILE, MODEL_FILE, Tokenizer
 
+FLAGS = flags.FLAGS
+
 MANIFEST_FILE = "manifest.json"
 
 _BATCH_CHARACTERS = 1 << 20
 _BATCH_BLOCKS = 64
-
-_INPUT = flags.DEFINE_multi_string("input", None, "Text file; repeat the flag for more.")
-_TOKENIZER = flags.DEFINE_string("tokenizer", None, "Folder that tokenizers/train.py wrote.")
-_OUT = flags.DEFINE_string("out", None, "Folder to write; must not exist or be empty.")
-_LANGUAGE = flags.DEFINE_enum(
-    "language", "auto", ["auto", *LANGUAGES], "auto: the document's own field, else detected."
-)
-_VALIDATION_SHARE = flags.DEFINE_float(
-    "validation_share", 0.02, "Share of documents for validation; at least one per language.", 0, 1
-)
-_SEED = flags.DEFINE_integer("seed", 0, "Order of the documents and choice of validation.", 0)
-_ON_ERROR = flags.DEFINE_enum(
-    "on_error", "fail", ["fail", "skip"], "At a faulty line: stop, or leave it out and count it."
-)
-_OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace an earlier dataset at --out.")
-flags.mark_flags_as_required(["input", "tokenizer", "out"])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,12 +46,39 @@ class Options:
     on_error: str = "fail"
 
 
-def main() -> None:
-    logging.set_verbosity(logging.WARNING)  # TFDS logs every file that it writes
-    options = Options(_LANGUAGE.value, _VALIDATION_SHARE.value, _SEED.value, _ON_ERROR.value)
-    manifest = prepare(
-        _INPUT.value, _TOKENIZER.value, _OUT.value, options, overwrite=_OVERWRITE.value
+def define_flags() -> None:
+    flags.DEFINE_multi_string("input", None, "Text file; repeat the flag for more.")
+    flags.DEFINE_string("tokenizer", None, "Folder that tokenizers/train.py wrote.")
+    flags.DEFINE_string("out", None, "Folder to write; must not exist or be empty.")
+    flags.DEFINE_enum(
+        "language",
+        Options.language,
+        ["auto", *LANGUAGES],
+        "auto: the document's own field, else detected.",
     )
+    flags.DEFINE_float(
+        "validation_share",
+        Options.validation_share,
+        "Share of documents for validation; at least one per language.",
+        0,
+        1,
+    )
+    flags.DEFINE_integer(
+        "seed", Options.seed, "Order of the documents and choice of validation.", 0
+    )
+    flags.DEFINE_enum(
+        "on_error",
+        Options.on_error,
+        ["fail", "skip"],
+        "At a faulty line: stop, or leave it out and count it.",
+    )
+    flags.DEFINE_bool("overwrite", False, "Replace an earlier dataset at --out.")
+    flags.mark_flags_as_required(["input", "tokenizer", "out"])
+
+
+def main() -> None:
+    options = Options(FLAGS.language, FLAGS.validation_share, FLAGS.seed, FLAGS.on_error)
+    manifest = prepare(FLAGS.input, FLAGS.tokenizer, FLAGS.out, options, overwrite=FLAGS.overwrite)
     print(_summary(manifest))
 
 
@@ -290,4 +303,4 @@ def _summary(manifest: dict) -> str:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, define_flags)

@@ -26,12 +26,16 @@ from glm_jax.training.step import (
 )
 from glm_jax.training.writers import Display, MetricsLog
 
-_CONFIG = cli.define_config_flag()
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; created, or resumed.")
+FLAGS = flags.FLAGS
+
+
+def define_flags() -> None:
+    cli.define_config_flag()
+    flags.DEFINE_string("workdir", None, "Folder of the run; created, or resumed.")
 
 
 def main() -> None:
-    run(cli.load_config(_CONFIG), Path(cli.required(_WORKDIR)))
+    run(cli.load_config(), Path(cli.required("workdir")))
 
 
 def run(config: Config, workdir: Path, devices: list[jax.Device] | None = None) -> TrainState:
@@ -192,4 +196,4 @@ def _is_due(step: int, every: int, last: int) -> bool:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, define_flags)

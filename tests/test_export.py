@@ -11,7 +11,6 @@ import ml_dtypes
 import numpy as np
 import pytest
 from absl import flags
-from absl.testing import flagsaver
 from safetensors import safe_open
 
 from glm_jax import export, layouts
@@ -200,10 +199,14 @@ def run(tokenizer, tmp_path, monkeypatch):
 
 
 def _main(**values) -> None:
-    if not flags.FLAGS.is_parsed():
-        flags.FLAGS(["export"])
-    with flagsaver.flagsaver(**values):
+    others = set(flags.FLAGS)
+    export.define_flags()
+    try:
+        flags.FLAGS(["export", *(f"--{name}={value}" for name, value in values.items())])
         export.main()
+    finally:
+        for name in set(flags.FLAGS) - others:
+            delattr(flags.FLAGS, name)
 
 
 @pytest.mark.torch

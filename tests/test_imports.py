@@ -22,7 +22,7 @@ ALLOWED = {
     "ops": BASE | {"parallel"},
     "model": BASE | {"tokenizer", "parallel", "ops"},
     "training": BASE | {"tokenizer", "parallel", "ops", "model"},
-    "layouts": BASE,
+    "layouts": BASE | {"model"},
     "hub": BASE | {"tokenizer", "layouts"},
     "almanac": BASE | {"cli", "language"},
 }

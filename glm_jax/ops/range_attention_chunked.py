@@ -193,15 +193,19 @@ def _join_key_tiles(x, like):
     return x.swapaxes(2, 3).reshape(batch, -1, heads, dim)[:, :length].astype(like.dtype)
 
 
-@jax.vmap
 def _take(tiles, index):
     """[B, nk, ...] and int32 [B] -> [B, ...]: each row its own tile."""
-    return jax.lax.dynamic_index_in_dim(tiles, index, keepdims=False)
+    if tiles.shape[1] == 1:
+        return tiles[:, 0]
+    return jax.vmap(lambda row, i: jax.lax.dynamic_index_in_dim(row, i, keepdims=False))(
+        tiles, index
+    )
 
 
-@jax.vmap
 def _add_at(tiles, index, update):
-    return tiles.at[index].add(update)
+    if tiles.shape[1] == 1:
+        return tiles + update[:, None]
+    return jax.vmap(lambda row, i, x: row.at[i].add(x))(tiles, index, update)
 
 
 def _einsum(spec, x, y, dtype):

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
@@ -306,7 +307,10 @@ def _query_major_specs(inputs, bounds):
     query_tiles = bounds.query_tiles
 
     def key_block(b, h, i, step, *scalars):
-        return b, h // group, _key_index(_Scalars(*scalars), b * query_tiles + i, step), 0
+        # Not `//`: its case for negative numbers is lowered by the kind of TPU at hand, and there
+        # is none when compiling ahead of time.
+        kv_head = jax.lax.div(h, np.int32(group))
+        return b, kv_head, _key_index(_Scalars(*scalars), b * query_tiles + i, step), 0
 
     return _Specs(
         grid=(batch, heads, query_tiles, _longest_walk(bounds.key_lo, bounds.key_hi)),

@@ -60,7 +60,7 @@ def test_chunked_is_reference(ranges):
     [
         (1, 1, 1, 1),
         (5, 40, 2, 1),
-        (100, 100, 2, 2),
+        pytest.param(100, 100, 2, 2, marks=pytest.mark.slow),
         (300, 300, 3, 1),
         pytest.param(257, 600, 4, 2, marks=pytest.mark.slow),
     ],
