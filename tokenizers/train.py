@@ -21,33 +21,41 @@ from glm_jax.documents import Counts, Document, read_documents
 from glm_jax.errors import UserError
 from glm_jax.language import LANGUAGES
 
-_INPUT = flags.DEFINE_multi_string("input", None, "A .jsonl or .txt file, gzipped or not; repeat.")
-_OUT = flags.DEFINE_string("out", None, "Folder to write; it must not exist.")
-_VOCAB_SIZE = flags.DEFINE_integer("vocab_size", 32000, "Pieces, special ones included.", 1)
-_MAX_BYTES = flags.DEFINE_integer(
-    "max_bytes", 20_000_000, "UTF-8 bytes of each language to train on, a uniform sample.", 1
-)
-_CHARACTER_COVERAGE = flags.DEFINE_float(
-    "character_coverage", 0.9995, "Share of the characters with a piece; others are bytes.", 0.9, 1
-)
-_ON_ERROR = flags.DEFINE_enum(
-    "on_error", "fail", ["fail", "skip"], "What a faulty line does: stop, or be left out."
-)
-flags.mark_flags_as_required(["input", "out"])
+FLAGS = flags.FLAGS
+
+
+def define_flags() -> None:
+    flags.DEFINE_multi_string("input", None, "A .jsonl or .txt file, gzipped or not; repeat.")
+    flags.DEFINE_string("out", None, "Folder to write; it must not exist.")
+    flags.DEFINE_integer("vocab_size", 32000, "Pieces, special ones included.", 1)
+    flags.DEFINE_integer(
+        "max_bytes", 20_000_000, "UTF-8 bytes of each language to train on, a uniform sample.", 1
+    )
+    flags.DEFINE_float(
+        "character_coverage",
+        0.9995,
+        "Share of the characters with a piece; others are bytes.",
+        0.9,
+        1,
+    )
+    flags.DEFINE_enum(
+        "on_error", "fail", ["fail", "skip"], "What a faulty line does: stop, or be left out."
+    )
+    flags.mark_flags_as_required(["input", "out"])
 
 
 def main() -> None:
-    if pathlib.Path(_OUT.value).exists():
-        raise UserError(f"--out={_OUT.value} already exists; a tokenizer is never overwritten")
+    if pathlib.Path(FLAGS.out).exists():
+        raise UserError(f"--out={FLAGS.out} already exists; a tokenizer is never overwritten")
     counts = Counts()
-    documents = read_documents(_INPUT.value, _ON_ERROR.value, counts)
-    texts = sample_languages(documents, _MAX_BYTES.value)
+    documents = read_documents(FLAGS.input, FLAGS.on_error, counts)
+    texts = sample_languages(documents, FLAGS.max_bytes)
     if not counts.documents:
-        raise UserError(f"--input={','.join(_INPUT.value)} has no documents")
+        raise UserError(f"--input={','.join(FLAGS.input)} has no documents")
     model = tokenizer.train(
-        itertools.chain(*texts.values()), _VOCAB_SIZE.value, _CHARACTER_COVERAGE.value
+        itertools.chain(*texts.values()), FLAGS.vocab_size, FLAGS.character_coverage
     )
-    info = tokenizer.save(_OUT.value, model, texts)
+    info = tokenizer.save(FLAGS.out, model, texts)
     report(counts, info)
 
 
@@ -94,8 +102,8 @@ def report(counts: Counts, info: tokenizer.TokenizerInfo) -> None:
             f"{language}: {ratio:.4f} tokens per character, trained on "
             f"{info.sampled_bytes[language]} bytes of {info.sampled_documents[language]} documents"
         )
-    print(f"wrote {_OUT.value}: {info.vocab_size} pieces, sha256 {info.sha256[:16]}")
+    print(f"wrote {FLAGS.out}: {info.vocab_size} pieces, sha256 {info.sha256[:16]}")
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, define_flags)

@@ -19,28 +19,31 @@ from glm_jax import cli
 from glm_jax.almanac import generate
 from glm_jax.errors import UserError
 
+FLAGS = flags.FLAGS
+
 _DEFAULT = generate.AlmanacConfig()
-_OUT = flags.DEFINE_string("out", None, "Folder to write; it must not exist.", required=True)
-_FACTS = flags.DEFINE_integer(
-    "facts", _DEFAULT.facts, "Facts of each relation.", 1, generate.MAX_FACTS
-)
-_WORDINGS = flags.DEFINE_integer(
-    "wordings", _DEFAULT.wordings, "Wordings of a relation.", 3, generate.MAX_WORDINGS
-)
-_COPIES = flags.DEFINE_integer("copies", _DEFAULT.copies, "Times a statement is printed.", 1)
-_MAX_STATEMENTS = flags.DEFINE_integer(
-    "max_statements", _DEFAULT.max_statements, "Most statements of a passage.", 1
-)
+
+
+def define_flags() -> None:
+    flags.DEFINE_string("out", None, "Folder to write; it must not exist.", required=True)
+    flags.DEFINE_integer("facts", _DEFAULT.facts, "Facts of each relation.", 1, generate.MAX_FACTS)
+    flags.DEFINE_integer(
+        "wordings", _DEFAULT.wordings, "Wordings of a relation.", 3, generate.MAX_WORDINGS
+    )
+    flags.DEFINE_integer("copies", _DEFAULT.copies, "Times a statement is printed.", 1)
+    flags.DEFINE_integer(
+        "max_statements", _DEFAULT.max_statements, "Most statements of a passage.", 1
+    )
 
 
 def main() -> None:
     config = generate.AlmanacConfig(
-        facts=_FACTS.value,
-        wordings=_WORDINGS.value,
-        copies=_COPIES.value,
-        max_statements=_MAX_STATEMENTS.value,
+        facts=FLAGS.facts,
+        wordings=FLAGS.wordings,
+        copies=FLAGS.copies,
+        max_statements=FLAGS.max_statements,
     )
-    out = pathlib.Path(_OUT.value)
+    out = pathlib.Path(FLAGS.out)
     if out.exists():
         raise UserError(f"--out={out} already exists")
     partial = out.with_name(f".{out.name}.partial")
@@ -76,4 +79,4 @@ def write_lines(path: pathlib.Path, records: Iterable[dict[str, str]]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, define_flags)
