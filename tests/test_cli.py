@@ -1,24 +1,11 @@
 """Mistakes at the command line: exit code 2 and one line, before any compile."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from commands import ROOT, run_command
 
-ROOT = Path(__file__).resolve().parent.parent
 CONFIG = f"--config={ROOT}/configs/glm_tiny.py"
-
-
-def verb(name: str, *flags: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-m", f"glm_jax.{name}", *flags],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-    )
 
 
 @pytest.mark.slow
@@ -40,7 +27,7 @@ def verb(name: str, *flags: str) -> subprocess.CompletedProcess:
     ],
 )
 def test_mistake(name, flags, message):
-    finished = verb(name, *flags)
+    finished = run_command("-m", f"glm_jax.{name}", *flags)
     assert finished.returncode == 2, finished.stderr
     lines = [line for line in finished.stderr.splitlines() if line.startswith("error:")]
     assert len(lines) == 1
@@ -51,6 +38,6 @@ def test_mistake(name, flags, message):
 
 @pytest.mark.slow
 def test_debug_shows_the_traceback():
-    finished = verb("fill", "--workdir=/nowhere", "--debug")
+    finished = run_command("-m", "glm_jax.fill", "--workdir=/nowhere", "--debug")
     assert finished.returncode == 2
     assert "Traceback" in finished.stderr
