@@ -12,7 +12,7 @@ import numpy as np
 from glm_jax.config import ModelConfig
 from glm_jax.errors import UserError
 from glm_jax.model import glm
-from glm_jax.tokenizer import SPECIAL_PIECES, SpecialTokens, Tokenizer
+from glm_jax.tokenizer import SpecialTokens, Tokenizer
 
 _BLANK = re.compile(r"\s*(\[MASK\]|\[sMASK\]|\[gMASK\])")
 BATCH = 16  # texts decoded together
@@ -205,6 +205,6 @@ def _forbidden_ids(vocab_size: int, tokenizer: Tokenizer) -> jax.Array:
     """Rows that only pad the embedding table, and control symbols that end nothing."""
     special = tokenizer.special
     forbidden = np.arange(vocab_size) >= tokenizer.vocab_size
-    forbidden[: len(SPECIAL_PIECES)] = True
+    forbidden[tokenizer.control_ids] = True
     forbidden[[special.eop, special.eos]] = False
     return jnp.asarray(forbidden)
