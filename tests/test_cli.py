@@ -19,7 +19,7 @@ CONFIG = f"--config={ROOT}/configs/glm_tiny.py"
         ("train", [CONFIG, "--config.model.num_heads=3", "--workdir=x"], "num_heads 3"),
         ("train", [CONFIG, "--config.data.dir=/nowhere", "--workdir=x"], "/nowhere/tokenizer"),
         ("train", ["--config=missing.py", "--workdir=x"], "missing.py"),
-        ("train", [f"{CONFIG}:huge", "--workdir=x"], "no model preset 'huge'"),
+        ("train", [f"{CONFIG}:huge", "--workdir=x"], "no variant 'huge'"),
         ("train", [CONFIG, "--wrokdir=x"], "wrokdir"),
         ("fill", ["--workdir=/nowhere"], "/nowhere holds no run"),
         ("fill", ["stray"], "unexpected argument 'stray'"),

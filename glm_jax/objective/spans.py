@@ -233,7 +233,7 @@ def sentence_spans(
 ) -> Blanks:
     """Whole sentences in random order until `int(mask_ratio * len(tokens))` tokens or K blanks.
 
-    A sentence runs to a token that ends one, or to the end of its piece's text. Two blanks may be
+    The pieces take turns, so that few of them are left without a target. A sentence runs to a token that ends one, or to the end of its piece's text. Two blanks may be
     adjacent. The published sampler also masked the `[CLS]` of packed documents and never the tail
     of one; neither is copied.
 
@@ -243,11 +243,21 @@ def sentence_spans(
       max_blanks: K, most blanks of the row.
     """
     start, end = _sentences(tokens, pieces, is_sentence_end)
-    chosen = rng.permutation(len(start))
+    chosen = _in_turns(rng.permutation(len(start)), np.searchsorted(pieces.end, end))
     masked = np.cumsum((end - start)[chosen])
     enough = int(np.searchsorted(masked, int(config.mask_ratio * len(tokens)))) + 1
     chosen = np.sort(chosen[: min(enough, max_blanks)])
     return _in_part_b_order(rng, start[chosen], end[chosen], config.shuffle_spans)
+
+
+def _in_turns(order: np.ndarray, group: np.ndarray) -> np.ndarray:
+    """`order` [n], changed so that the k-th of each group comes before any group's k+1-th."""
+    by_group = np.argsort(group[order], kind="stable")
+    _, first = np.unique(group[order][by_group], return_index=True)
+    size = np.diff(np.append(first, len(order)))
+    turn = np.empty(len(order), np.int64)
+    turn[by_group] = np.arange(len(order)) - np.repeat(first, size)
+    return order[np.argsort(turn, kind="stable")]
 
 
 def _sentences(

@@ -185,3 +185,17 @@ def test_the_same_generator_gives_the_same_spans():
         spans.token_spans(np.random.default_rng(5), pieces, 14, ObjectiveConfig()) for _ in range(2)
     )
     assert all((a == b).all() for a, b in zip(one, two, strict=True))
+
+
+def test_sentence_blanks_spread_over_the_pieces():
+    """Four pieces of three sentences each, room for four blanks: one in each piece."""
+    sentence_end = 20
+    text = [np.array([SPECIAL.cls, *([16, 17, sentence_end] * 3), SPECIAL.eos])] * 4
+    tokens = np.concatenate(text).astype(np.int32)
+    pieces = spans.split_pieces(tokens, SPECIAL)
+    config = ObjectiveConfig(mask_ratio=0.9)
+    for seed in range(20):
+        blanks = spans.sentence_spans(
+            np.random.default_rng(seed), tokens, pieces, np.arange(32) == sentence_end, 4, config
+        )
+        assert sorted(blanks.start // len(text[0])) == [0, 1, 2, 3]
