@@ -25,7 +25,6 @@ def get_config(size: str = "large") -> ml_collections.ConfigDict:
         raise UserError(f"configs/glm_2021.py has no variant {size!r}; known: {', '.join(RECIPES)}")
     c = ml_collections.ConfigDict(config.default_dict())
     c.model = config.to_dict(preset(f"glm_{size}"))
-    c.data.sources = {name: config.to_dict(config.SourceConfig()) for name in ("en", "zh")}
     c.data.seq_length = 512
     c.data.num_workers = 4
     c.optimizer.learning_rate, c.training.steps, c.optimizer.decay_steps = RECIPES[size]

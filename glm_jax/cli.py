@@ -28,7 +28,7 @@ def run(main: Callable[[], None], define_flags: Callable[[], None]) -> None:
                 raise UserError(f"unexpected argument {argv[1]!r}; every option is a --flag")
             main()
         except UserError as error:
-            _exit(error)
+            _exit(str(error))
 
     app.run(guarded, flags_parser=_parse_flags)
 
@@ -68,14 +68,12 @@ def required(name: str):
 def _parse_flags(argv: list[str]) -> list[str]:
     try:
         return flags.FLAGS(argv)
-    except UserError as error:
-        _exit(error)
-    except flags.Error as error:
-        _exit(UserError(str(error).replace("\n", " ")))
+    except (UserError, flags.Error) as error:
+        _exit(" ".join(str(error).split()))
     except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         # ml_collections raises these bare, naming at best the last part of a dotted path.
         message = " ".join(str(error.args[0]).replace("\\n", " ").replace("\\", "").split())
-        _exit(UserError(f"{_blamed_flag(argv, message)}: {message}"))
+        _exit(f"{_blamed_flag(argv, message)}: {message}")
 
 
 def _blamed_flag(argv: list[str], message: str) -> str:
@@ -84,8 +82,8 @@ def _blamed_flag(argv: list[str], message: str) -> str:
     return (named or overrides or ["flags"])[0]
 
 
-def _exit(error: UserError) -> None:
+def _exit(message: str) -> None:
     if "--debug" in sys.argv or (_DEBUG.present and _DEBUG.value):
-        traceback.print_exception(error)
-    print(f"error: {error}", file=sys.stderr)
+        traceback.print_exc()
+    print(f"error: {message}", file=sys.stderr)
     sys.exit(2)

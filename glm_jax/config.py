@@ -84,6 +84,7 @@ class DataConfig:
     dir: str = ""  # what `python -m glm_jax.prepare --out` wrote
     tokenizer: str = ""  # empty: <data.dir>/tokenizer
     sources: dict[str, SourceConfig] = dataclasses.field(default_factory=dict)
+    # empty: every source that <data.dir> holds, with equal weights
     seq_length: int = 512  # T, slots of a row
     shuffle: bool = True
     num_workers: int = 0  # Grain processes that build rows; 0: in the trainer's process
@@ -137,7 +138,7 @@ class CheckpointConfig:
     every: int = 500  # steps between checkpoints; the last step is always saved
     keep_latest: int = 3
     keep_every: int = 0  # also keep the checkpoints of every so many steps; 0: none
-    keep_best: int = 1  # also keep this many with the lowest validation loss
+    keep_best: int = 1  # also keep this many with the lowest loss, of those validated as saved
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,6 +170,7 @@ def from_dict(values: Mapping) -> Config:
       UserError: unknown key, ill-typed value, or a combination that cannot run.
     """
     config = _section(Config, values, prefix="")
+    _require(config.seed >= 0, f"seed must not be negative, got {config.seed}")
     _check_model(config.model)
     _check_objective(config.objective)
     _check_data(config)
@@ -222,21 +224,36 @@ def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
     _require(value in allowed, f"{name} must be one of {', '.join(allowed)}, got {value!r}")
 
 
+def _positive(section: str, values, *names: str) -> None:
+    for name in names:
+        value = getattr(values, name)
+        _require(value > 0, f"{section}.{name} must be positive, got {value}")
+
+
+def _not_negative(section: str, values, *names: str) -> None:
+    for name in names:
+        value = getattr(values, name)
+        _require(value >= 0, f"{section}.{name} must not be negative, got {value}")
+
+
 def _in_unit(name: str, value: float) -> None:
     _require(0.0 <= value <= 1.0, f"{name} must be in [0, 1], got {value}")
 
 
 def _check_model(m: ModelConfig) -> None:
-    for name in ("num_layers", "hidden_dim", "num_heads", "mlp_dim", "max_positions"):
-        _require(getattr(m, name) > 0, f"model.{name} must be positive, got {getattr(m, name)}")
+    _positive("model", m, "num_layers", "hidden_dim", "num_heads", "mlp_dim", "max_positions")
+    _positive("model", m, "vocab_multiple", "rope_base", "norm_eps", "init_std")
+    _not_negative("model", m, "vocab_size", "deepnorm_alpha")
     _one_of("model.position", m.position, ("learned_2d", "rope_2d"))
     _one_of("model.residual", m.residual, ("pre", "deepnorm"))
     _one_of("model.activation", m.activation, ("gelu", "gelu_tanh"))
     _one_of("model.remat", m.remat, ("none", "full"))
     for name in ("dtype", "param_dtype"):
         _one_of(f"model.{name}", getattr(m, name), ("float32", "bfloat16", "float64"))
-    for name in ("embedding_dropout", "output_dropout", "embedding_gradient_shrink"):
-        _in_unit(f"model.{name}", getattr(m, name))
+    _in_unit("model.embedding_gradient_shrink", m.embedding_gradient_shrink)
+    for name in ("embedding_dropout", "output_dropout"):
+        rate = getattr(m, name)
+        _require(0.0 <= rate < 1.0, f"model.{name} must be in [0, 1), got {rate}")
     _require(
         m.hidden_dim % m.num_heads == 0,
         f"model.hidden_dim {m.hidden_dim} is not divisible by model.num_heads {m.num_heads}",
@@ -259,8 +276,7 @@ def _check_objective(o: ObjectiveConfig) -> None:
     )
     for name in ("document_min_ratio", "document_infill_prob"):
         _in_unit(f"objective.{name}", getattr(o, name))
-    for name in ("span_length_mean", "max_span_length", "tokens_per_sentence_blank"):
-        _require(getattr(o, name) > 0, f"objective.{name} must be positive, got {getattr(o, name)}")
+    _positive("objective", o, "span_length_mean", "max_span_length", "tokens_per_sentence_blank")
 
 
 def _check_data(config: Config) -> None:
@@ -272,8 +288,8 @@ def _check_data(config: Config) -> None:
             f"data.seq_length {data.seq_length} is longer than the position table "
             f"(model.max_positions {config.model.max_positions})",
         )
-    _require(data.num_workers >= 0, f"data.num_workers must be >= 0, got {data.num_workers}")
-    _require(data.prefetch > 0, f"data.prefetch must be positive, got {data.prefetch}")
+    _not_negative("data", data, "num_workers")
+    _positive("data", data, "prefetch")
     for name, source in data.sources.items():
         _require(
             source.weight > 0, f"data.sources.{name}.weight must be positive, got {source.weight}"
@@ -282,18 +298,19 @@ def _check_data(config: Config) -> None:
 
 def _check_training(config: Config) -> None:
     t, o, c = config.training, config.optimizer, config.checkpoint
-    for name in ("steps", "batch_size", "accumulation_steps", "log_every"):
-        _require(getattr(t, name) > 0, f"training.{name} must be positive, got {getattr(t, name)}")
+    _positive("training", t, "steps", "batch_size", "accumulation_steps", "log_every", "eval_rows")
+    _not_negative("training", t, "eval_every")
     _require(
         t.batch_size % t.accumulation_steps == 0,
         f"training.batch_size {t.batch_size} is not divisible by "
         f"training.accumulation_steps {t.accumulation_steps}",
     )
-    _require(o.learning_rate > 0, f"optimizer.learning_rate must be > 0, got {o.learning_rate}")
-    _in_unit("optimizer.final_ratio", o.final_ratio)
-    _require(o.clip_norm > 0, f"optimizer.clip_norm must be positive, got {o.clip_norm}")
-    _require(c.every > 0, f"checkpoint.every must be positive, got {c.every}")
-    _require(c.keep_latest > 0, f"checkpoint.keep_latest must be positive, got {c.keep_latest}")
+    _positive("optimizer", o, "learning_rate", "eps", "clip_norm")
+    _not_negative("optimizer", o, "warmup_steps", "decay_steps", "weight_decay")
+    for name in ("final_ratio", "b1", "b2"):
+        _in_unit(f"optimizer.{name}", getattr(o, name))
+    _positive("checkpoint", c, "every", "keep_latest")
+    _not_negative("checkpoint", c, "keep_every", "keep_best")
 
 
 _FREE_SECTIONS = ("optimizer", "training", "mesh", "checkpoint")

@@ -61,7 +61,7 @@ def define_flags() -> None:
 
 
 def main() -> None:
-    workdir, out = Path(cli.required("from")), Path(cli.required("out"))
+    workdir, out = Path(cli.required("from")), Path(cli.required("out")).resolve()
     check_target(out, FLAGS.overwrite)
     if FLAGS.verify:
         check_torch()
@@ -193,7 +193,7 @@ def verify(
     params = jax.tree.map(lambda x: np.asarray(x).astype(dtype).astype(np.float32), params)
     with jax.default_matmul_precision("highest"):
         checks = [_compare_logits(config, params, model, length) for length in lengths]
-        hub_tokenizer = transformers.AutoTokenizer.from_pretrained(out, trust_remote_code=True)
+        hub_tokenizer = transformers.AutoTokenizer.from_pretrained(out, trust_remote_code=False)
         new_tokens = min(_MAX_NEW_TOKENS, config.max_positions)
         ours = Filler(config, params, tokenizer).fill(_TEXTS, new_tokens)
         theirs = model.fill_blanks(hub_tokenizer, _TEXTS, new_tokens, do_sample=False)

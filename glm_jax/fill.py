@@ -1,6 +1,6 @@
 """Fills blanks: `python -m glm_jax.fill --workdir=RUN --text='Paris is the capital of [MASK].'`.
 
-Without --text it reads one text a line from standard input.
+Without --text it reads one text a line from standard input; blank lines are skipped.
 """
 
 import json
@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 from glm_jax import cli
+from glm_jax.errors import UserError
 from glm_jax.model.decoding import BATCH, Filled, Filler
 from glm_jax.tokenizer import Tokenizer
 from glm_jax.training.checkpoint import load_params
@@ -34,8 +35,17 @@ def main() -> None:
     filler = Filler(config.model, params, Tokenizer.load(workdir / "tokenizer"))
     show = _print_json if FLAGS.json else _print_text
     for texts in _chunks(FLAGS.text or _lines(sys.stdin), 1 if sys.stdin.isatty() else BATCH):
-        for text, filled in zip(texts, filler.fill(texts, FLAGS.max_new_tokens), strict=True):
+        for text, filled in zip(texts, fill(filler, texts, FLAGS.max_new_tokens), strict=True):
             show(text, filled)
+
+
+def fill(filler: Filler, texts: list[str], max_new_tokens: int) -> Iterator[Filled]:
+    """Fills texts together; where one cannot be filled, those before it still are."""
+    try:
+        yield from filler.fill(texts, max_new_tokens)
+    except UserError:
+        for text in texts:
+            yield from filler.fill([text], max_new_tokens)
 
 
 def _lines(file) -> Iterator[str]:

@@ -91,7 +91,7 @@ def prepare(
       UserError: a missing or faulty input, a language with fewer than two documents, or `out`
         holds something and may not be replaced.
     """
-    target = pathlib.Path(out)
+    target = pathlib.Path(out).resolve()
     _check_target(target, overwrite)
     tokenizer = Tokenizer.load(tokenizer_dir)
     counts = Counts()

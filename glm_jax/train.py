@@ -1,6 +1,6 @@
 """Trains or resumes a run: `python -m glm_jax.train --config=configs/X.py --workdir=D`.
 
-The same line on every host; run it again to resume from the latest checkpoint.
+Run the same line again to resume from the latest checkpoint.
 """
 
 import time
@@ -11,11 +11,12 @@ from absl import flags
 
 from glm_jax import cli
 from glm_jax.config import Config, with_vocab_size
-from glm_jax.data.dataset import Dataset, host_batches, load_tokenizer, open_dataset
+from glm_jax.data.dataset import Dataset, host_batches, load_tokenizer, open_dataset, with_sources
 from glm_jax.errors import UserError
+from glm_jax.ops.range_attention import resolve_backend
 from glm_jax.parallel.sharding import Sharding, make_sharding, parameter_table
 from glm_jax.training.checkpoint import Checkpoints, open_run
-from glm_jax.training.evaluation import make_validation
+from glm_jax.training.evaluation import check_batch_size, make_validation
 from glm_jax.training.metrics import Sums, summarise, total
 from glm_jax.training.step import (
     StepMetrics,
@@ -45,29 +46,26 @@ def run(config: Config, workdir: Path, devices: list[jax.Device] | None = None) 
       devices: what the mesh is made of; None for all.
     """
     tokenizer = load_tokenizer(config)
-    config = with_vocab_size(config, tokenizer.vocab_size)
+    config = with_sources(with_vocab_size(config, tokenizer.vocab_size))
     dataset = open_dataset(config, tokenizer)
     sharding = make_sharding(config.mesh, devices)
     check_batch_size(config, sharding)
+    resolve_backend(config.model.attention_backend)
     print(describe(config, dataset, sharding))
     open_run(workdir, config, tokenizer)
     checkpoints = Checkpoints(workdir, config.checkpoint)
-    state, next_row = restore_or_init(config, checkpoints, sharding, dataset)
     log = MetricsLog(workdir)
+    state, next_row = restore_or_init(config, checkpoints, sharding, dataset)
+    step = int(state.step)
+    if step >= config.training.steps:
+        print(f"nothing to do: step {step} of {config.training.steps} is done")
+    elif step:
+        print(f"resuming from step {step}, row {next_row}")
+        log.write(step, "resumed", {"next_row": next_row})
     state = train(config, state, next_row, dataset, sharding, checkpoints, log)
     checkpoints.close()
     log.close()
     return state
-
-
-def check_batch_size(config: Config, sharding: Sharding) -> None:
-    """Raises a UserError unless a micro-batch gives every device the same number of rows."""
-    rows = config.training.batch_size // config.training.accumulation_steps
-    if rows % sharding.batch_size:
-        raise UserError(
-            f"config.training.batch_size / accumulation_steps = {rows} rows are not divisible by "
-            f"the {sharding.batch_size} devices of mesh axes data x fsdp"
-        )
 
 
 def describe(config: Config, dataset: Dataset, sharding: Sharding) -> str:
@@ -100,7 +98,6 @@ def restore_or_init(
             f"the checkpoint of step {step} was trained on data {meta['data']}, "
             f"config.data is {dataset.fingerprint}"
         )
-    print(f"resuming from step {step}, row {meta['next_row']}")
     return state, meta["next_row"]
 
 
@@ -117,7 +114,7 @@ def train(
     step = make_train_step(config, sharding, len(dataset.languages))
     validate = make_validation(config, dataset.languages, sharding)
     batches = host_batches(dataset.train, next_row, config)
-    window = Window(config, dataset.languages)
+    window = Window(dataset.languages)
     first, last = int(state.step), config.training.steps
     with Display(last, first) as display:
 
@@ -149,8 +146,7 @@ class Window:
     been dispatched.
     """
 
-    def __init__(self, config: Config, languages: list[str]):
-        self._slots_per_step = config.training.batch_size * config.data.seq_length
+    def __init__(self, languages: list[str]):
         self._languages = languages
         self._pending: StepMetrics | None = None
         self._sums: list[Sums] = []
@@ -159,7 +155,7 @@ class Window:
 
     def restart_clock(self) -> None:
         """Leaves what was done since the last step out of the rate."""
-        self._started, self._timed_steps = time.perf_counter(), 0
+        self._started, self._timed_tokens = time.perf_counter(), 0.0
 
     def add(self, metrics: StepMetrics) -> None:
         self._read_pending()
@@ -172,9 +168,9 @@ class Window:
         figures = summarise(total(self._sums), self._languages)
         figures["grad_norm"] = float(last.grad_norm)
         figures["learning_rate"] = float(last.learning_rate)
-        if self._timed_steps:
-            rate = self._timed_steps * self._slots_per_step / (time.perf_counter() - self._started)
-            figures["slots_per_second"] = rate
+        if self._timed_tokens:
+            seconds = time.perf_counter() - self._started
+            figures["tokens_per_second"] = self._timed_tokens / seconds
         self._sums = []
         self.restart_clock()
         return figures
@@ -185,7 +181,7 @@ class Window:
         self._sums.append(jax.device_get(self._pending.sums))
         self._pending = None
         if self._compiled:
-            self._timed_steps += 1
+            self._timed_tokens += float(self._sums[-1].tokens.sum())
         else:
             self._compiled = True
             self.restart_clock()

@@ -26,18 +26,35 @@ check_disk() { # gigabytes
     fail "$ROOT has $((free_kb / 1024)) MiB free, $1 GiB are needed"
 }
 
+# An editable install knows the folder it was made in, so a moved clone is installed again.
+what_is_installed() {
+  echo "$ROOT"
+  cat "$ROOT/setup.py" "$ROOT/constraints.txt"
+}
+
+# On Linux the build of PyTorch on PyPI brings gigabytes of CUDA along; the tests need none of it.
+install_cpu_torch() {
+  [ "$(uname -s)" = Linux ] || return 0
+  "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps \
+    --retries 0 --timeout 15 --index-url https://download.pytorch.org/whl/cpu \
+    "$(grep '^torch==' "$ROOT/constraints.txt")" ||
+    say "no CPU build of PyTorch could be fetched; PyPI's has CUDA and needs about 8 GiB"
+}
+
 # Installs glm-jax with the given extras ("" for none) at the pinned versions, once.
 ensure_venv() {
   local extras="$1" stamp
   check_python
-  stamp="$VENV/.installed-$(cat "$ROOT/setup.py" "$ROOT/constraints.txt" | cksum | cut -d' ' -f1)-$extras"
+  stamp="$VENV/.installed-$(what_is_installed | cksum | cut -d' ' -f1)-$extras"
   if [ -e "$stamp" ]; then
     say "using $VENV"
     return
   fi
   check_disk 4
   say "installing glm-jax${extras:+ with extras $extras} into $VENV"
-  [ -x "$VENV/bin/python" ] || "$PYTHON" -m venv "$VENV" || fail "cannot create $VENV"
+  "$VENV/bin/python" -m pip --version >/dev/null 2>&1 ||
+    "$PYTHON" -m venv --clear "$VENV" || fail "cannot create $VENV"
+  case "$extras" in *torch*) install_cpu_torch ;; esac
   "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check \
     --constraint "$ROOT/constraints.txt" --editable "$ROOT${extras:+[$extras]}" ||
     fail "pip could not install the packages; is the network (PyPI) reachable?"

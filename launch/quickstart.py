@@ -20,26 +20,29 @@ from glm_jax.documents import Counts, read_documents
 from glm_jax.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
-CONFIG = ROOT / "configs" / "glm_tiny.py"
+CONFIG = "configs/glm_tiny.py"
 PACKAGES = ("glm-jax", "jax", "flax", "optax", "orbax-checkpoint", "sentencepiece", "numpy")
-ALMANAC_VOCAB, CORPUS_VOCAB = 1500, 8000
+ALMANAC_VOCAB, CORPUS_VOCAB = 1400, 8000
 SAMPLES_PER_LANGUAGE = 2
 
 
 def main() -> None:
     options = parse_arguments()
     work = options.workdir.absolute()
-    started = time.time()
     remember_inputs(work, options.corpus)
-    corpus = options.corpus or make_almanac(work)
-    train_tokenizer(work, corpus, CORPUS_VOCAB if options.corpus else ALMANAC_VOCAB)
-    prepare(work, corpus)
-    train(work)
-    questions = corpus_questions(corpus) if options.corpus else heldout_questions(work)
-    samples = fill(work, questions)
-    results = validation(work) if options.corpus else heldout_exact_match(work)
-    verified = export(work)
-    write_summary(work, results, samples, verified, time.time() - started)
+    started = time.time()
+    try:
+        corpus = options.corpus or make_almanac(work)
+        train_tokenizer(work, corpus, options.vocab_size)
+        prepare(work, corpus, options.language)
+        train(work, "" if options.corpus else ":almanac")
+        questions = corpus_questions(corpus) if options.corpus else heldout_questions(work)
+        samples = fill(work, questions)
+        results = validation(work) if options.corpus else heldout_exact_match(work)
+        verified = export(work)
+    finally:
+        costs = remember_costs(work, time.time() - started)
+    write_summary(work, results, samples, verified, costs)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -49,11 +52,16 @@ def parse_arguments() -> argparse.Namespace:
         action="append",
         type=lambda path: str(Path(path).absolute()),
         default=[],
-        help=".jsonl (fields text, language) or .txt, gzipped or not; repeatable; "
-        "by default the built-in almanac",
+        help=".jsonl (fields text, language) or .txt (a document a line), gzipped or not; "
+        "repeatable; by default the built-in almanac",
     )
     parser.add_argument("--workdir", type=Path, default=Path("quickstart"), help="output folder")
-    return parser.parse_args()
+    parser.add_argument("--language", default="auto", help="of a corpus: auto, en or zh")
+    parser.add_argument("--vocab_size", type=int, help=f"of a corpus; by default {CORPUS_VOCAB}")
+    options = parser.parse_args()
+    if options.vocab_size is None:
+        options.vocab_size = CORPUS_VOCAB if options.corpus else ALMANAC_VOCAB
+    return options
 
 
 def remember_inputs(work: Path, corpus: list[str]) -> None:
@@ -80,60 +88,61 @@ def make_almanac(work: Path) -> list[str]:
 
 
 def train_tokenizer(work: Path, corpus: list[str], vocab_size: int) -> None:
+    """Every character of the corpus gets a piece: it is small."""
     inputs = [f"--input={path}" for path in corpus]
-    script = str(ROOT / "tokenizers" / "train.py")
+    size = (f"--vocab_size={vocab_size}", "--character_coverage=1.0")
     out = work / "tokenizer"
-    once(out, script, *inputs, f"--vocab_size={vocab_size}", "--on_error=skip", f"--out={out}")
+    once(out, "tokenizers/train.py", *inputs, *size, "--on_error=skip", f"--out={out}")
 
 
-def prepare(work: Path, corpus: list[str]) -> None:
+def prepare(work: Path, corpus: list[str], language: str) -> None:
     inputs = [f"--input={path}" for path in corpus]
     out, tokenizer = work / "data", work / "tokenizer"
-    flags = (f"--tokenizer={tokenizer}", "--on_error=skip", f"--out={out}")
-    once(out, "-m", "glm_jax.prepare", *inputs, *flags)
+    flags = (f"--tokenizer={tokenizer}", f"--language={language}", "--on_error=skip")
+    once(out, "-m", "glm_jax.prepare", *inputs, *flags, f"--out={out}")
 
 
-def train(work: Path) -> None:
-    data, run = work / "data", work / "run"
-    overrides = f"--config.data.dir={data}"
-    step("-m", "glm_jax.train", f"--config={CONFIG}", overrides, f"--workdir={run}")
+def train(work: Path, variant: str) -> None:
+    flags = (f"--config={CONFIG}{variant}", f"--config.data.dir={work / 'data'}")
+    run("-m", "glm_jax.train", *flags, f"--workdir={work / 'run'}")
 
 
 def heldout_questions(work: Path) -> list[dict]:
-    """The first held-out questions of each language."""
-    lines = (work / "almanac" / "heldout.jsonl").read_text().splitlines()
+    """A few held-out questions of each language, far apart."""
+    lines = (work / "almanac" / "heldout.jsonl").read_text(encoding="utf-8").splitlines()
     questions = [json.loads(line) for line in lines]
-    return [
-        question
-        for language in sorted({question["language"] for question in questions})
-        for question in [q for q in questions if q["language"] == language][::17][
-            :SAMPLES_PER_LANGUAGE
-        ]
-    ]
+    chosen = []
+    for language in sorted({question["language"] for question in questions}):
+        of_language = [question for question in questions if question["language"] == language]
+        chosen += of_language[:: len(of_language) // SAMPLES_PER_LANGUAGE][:SAMPLES_PER_LANGUAGE]
+    return chosen
 
 
 def corpus_questions(corpus: list[str]) -> list[dict]:
     """The beginnings of a few documents of each language with a piece blanked."""
-    questions, wanted = [], {}
+    questions, taken = [], {"en": 0, "zh": 0}
     for document in read_documents(corpus, "skip", Counts()):
-        text = document.text[:80]
-        if wanted.setdefault(document.language, SAMPLES_PER_LANGUAGE) and len(text) >= 40:
-            wanted[document.language] -= 1
-            start, end = 30, 30 + (3 if document.language == "zh" else 8)
+        text = " ".join(document.text.replace("\0", " ").split())[:80]
+        if len(text) >= 40 and taken[document.language] < SAMPLES_PER_LANGUAGE:
+            taken[document.language] += 1
+            start, end = 30, 33 if document.language == "zh" else 38
             question = f"{text[:start].rstrip()}[MASK]{text[end:]}"
             answer = text[start:end]
             questions.append({"text": question, "answer": answer, "language": document.language})
-        if not any(wanted.values()) and len(wanted) > 1:
+        if min(taken.values()) == SAMPLES_PER_LANGUAGE:
             break
     return questions
 
 
 def fill(work: Path, questions: list[dict]) -> list[dict]:
     """Fills the questions and shows them."""
-    texts = [f"--text={question['text']}" for question in questions]
-    filled = capture("-m", "glm_jax.fill", f"--workdir={work / 'run'}", "--json", *texts)
+    if not questions:
+        print("\nno document is long enough for a sample")
+        return []
+    texts = "".join(f"{question['text']}\n" for question in questions)
+    printed = run("-m", "glm_jax.fill", f"--workdir={work / 'run'}", "--json", stdin=texts)
     samples = []
-    for question, line in zip(questions, filled.splitlines(), strict=True):
+    for question, line in zip(questions, printed.strip().split("\n"), strict=True):
         answer = json.loads(line)["answers"][0].strip()
         samples.append({**question, "filled": answer})
         print(f"  {question['text']}  ->  {answer}   (the text says: {question['answer'].strip()})")
@@ -141,75 +150,91 @@ def fill(work: Path, questions: list[dict]) -> list[dict]:
 
 
 def heldout_exact_match(work: Path) -> dict:
-    heldout = work / "almanac" / "heldout.jsonl"
-    task = ("--task=fill", f"--input={heldout}")
-    exact = json.loads(capture("-m", "glm_jax.evaluate", f"--workdir={work / 'run'}", *task))
-    print(f"  exact match on held-out wordings: {exact['exact_match']}")
-    return {"heldout": {"exact_match": exact["exact_match"], "n": exact["n"]}, **validation(work)}
+    task = ("--task=fill", f"--input={work / 'almanac' / 'heldout.jsonl'}")
+    printed = run("-m", "glm_jax.evaluate", f"--workdir={work / 'run'}", *task, stdin="")
+    result = json.loads(printed)
+    heldout = {name: result[name] for name in ("exact_match", "n")}
+    print(f"  exact match on held-out wordings: {heldout['exact_match']}")
+    return {"heldout": heldout, **validation(work)}
 
 
 def validation(work: Path) -> dict:
-    """Figures of the last validation, and of the first where there were several."""
-    lines = [json.loads(line) for line in (work / "run" / "metrics.jsonl").read_text().splitlines()]
-    lines = [line for line in lines if line["kind"] == "validation"]
-    return {"first_validation": lines[0], "last_validation": lines[-1]}
+    """Figures of the first and the last validation."""
+    lines = (work / "run" / "metrics.jsonl").read_text().splitlines()
+    figures = [line for line in map(json.loads, lines) if line["kind"] == "validation"]
+    return {"first_validation": figures[0], "last_validation": figures[-1]}
 
 
 def export(work: Path) -> bool:
     """Writes the PyTorch folder; True if it was also verified, which needs torch."""
     verify = all(importlib.util.find_spec(name) for name in ("torch", "transformers"))
-    flags = [f"--from={work / 'run'}", f"--out={work / 'export'}", "--overwrite"]
-    step("-m", "glm_jax.export", *flags, *(["--verify"] if verify else []))
+    flags = (f"--from={work / 'run'}", f"--out={work / 'export'}", "--overwrite")
+    run("-m", "glm_jax.export", *flags, *(["--verify"] if verify else []))
     if not verify:
-        print(
-            "torch and transformers are not installed: the export was written, not verified.\n"
-            f"  {ROOT}/.venv/bin/pip install -c {ROOT}/constraints.txt torch transformers"
-        )
+        print("torch and transformers are not installed: the export was written, not verified")
     return verify
 
 
+def remember_costs(work: Path, seconds: float) -> dict:
+    """Adds this invocation to the time and peak memory of the earlier ones."""
+    path = work / "costs.json"
+    before = json.loads(path.read_text()) if path.exists() else {"seconds": 0, "peak_memory_mib": 0}
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    mib = peak // (2**20 if sys.platform == "darwin" else 2**10)  # bytes there, KiB on Linux
+    costs = {
+        "seconds": round(before["seconds"] + seconds, 1),
+        "peak_memory_mib": max(before["peak_memory_mib"], mib),
+    }
+    path.write_text(json.dumps(costs))
+    return costs
+
+
 def write_summary(
-    work: Path, results: dict, samples: list[dict], verified: bool, seconds: float
+    work: Path, results: dict, samples: list[dict], verified: bool, costs: dict
 ) -> None:
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss  # KiB on Linux, bytes on macOS
     summary = {
         **results,
         "steps": results["last_validation"]["step"],
-        "seconds": round(seconds, 1),
-        "peak_memory_mib": round(peak / (2**20 if sys.platform == "darwin" else 2**10)),
+        **costs,
         "export_verified": verified,
         "samples": samples,
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
         "python": platform.python_version(),
     }
     path = work / "summary.json"
-    path.write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
-    print(f"\ndone in {seconds:.0f} s; PyTorch model in {work / 'export'}, summary in {path}")
+    path.write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    print(f"\ndone in {costs['seconds']:.0f} s, {costs['peak_memory_mib']} MiB at most")
+    print(f"PyTorch model: {work / 'export'}\nsummary: {path}")
 
 
 def once(out: Path, *command: str) -> None:
-    """Runs a step unless its output is there; the steps write theirs atomically."""
+    """Runs a step unless its output is there; the steps write theirs whole or not at all."""
     if out.exists():
         print(f"\n== {out} is there")
     else:
-        step(*command)
+        run(*command)
 
 
-def step(*command: str) -> None:
-    _run(command)
+def run(*command: str, stdin: str | None = None) -> str:
+    """Runs `python COMMAND` at the root of the repository.
 
-
-def capture(*command: str) -> str:
-    return _run(command, stdout=subprocess.PIPE).stdout.decode()
-
-
-def _run(command: tuple[str, ...], **options) -> subprocess.CompletedProcess:
+    Args:
+      stdin: what the command reads; its output is then returned and not shown.
+    """
     print(f"\n== python {shlex.join(command)}", flush=True)
-    cache = {"JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "jax")} | os.environ
-    finished = subprocess.run([sys.executable, *command], env=cache, check=False, **options)
+    finished = subprocess.run(
+        [sys.executable, *command],
+        cwd=ROOT,
+        env={"JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "jax")} | os.environ,
+        input=stdin,
+        stdin=subprocess.DEVNULL if stdin is None else None,
+        stdout=None if stdin is None else subprocess.PIPE,
+        encoding="utf-8",
+        check=False,
+    )
     if finished.returncode:
         fail(f"python {shlex.join(command[:2])} ended with exit code {finished.returncode}")
-    return finished
+    return finished.stdout or ""
 
 
 def fail(message: str) -> None:

@@ -6,13 +6,17 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 ensure_venv "test,torch"
 cd "$ROOT"
-selection=(-m "not slow and not multidevice and not multiprocess")
-if [ "${1:-}" = "--all" ]; then
-  selection=()
-  shift
-fi
+selected="not slow and not multidevice"
+arguments=()
+for argument in "$@"; do
+  if [ "$argument" = "--all" ]; then
+    selected="" # an empty expression selects everything
+  else
+    arguments+=("$argument")
+  fi
+done
 say "lint"
 "$VENV/bin/ruff" check .
 "$VENV/bin/ruff" format --check .
 say "tests"
-exec "$VENV/bin/python" -m pytest "${selection[@]}" "$@"
+exec "$VENV/bin/python" -m pytest -m "$selected" ${arguments[@]+"${arguments[@]}"}

@@ -24,6 +24,7 @@ CONFIG = f"--config={ROOT}/configs/glm_tiny.py"
         ("fill", ["--workdir=/nowhere"], "/nowhere holds no run"),
         ("fill", ["stray"], "unexpected argument 'stray'"),
         ("evaluate", ["--workdir=/nowhere", "--task=dance"], "dance"),
+        ("train", [CONFIG, "--config.model.vocab_multiple=0", "--workdir=x"], "vocab_multiple"),
     ],
 )
 def test_mistake(name, flags, message):
@@ -40,4 +41,6 @@ def test_mistake(name, flags, message):
 def test_debug_shows_the_traceback():
     finished = run_command("-m", "glm_jax.fill", "--workdir=/nowhere", "--debug")
     assert finished.returncode == 2
+    assert "Traceback" in finished.stderr
+    finished = run_command("-m", "glm_jax.train", CONFIG, "--config.model.hiden_dim=3", "--debug")
     assert "Traceback" in finished.stderr

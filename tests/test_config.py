@@ -31,7 +31,7 @@ def test_round_trip():
         ({"objective": {"token_weight": 0.0}}, "objective weights .* positive sum"),
         ({"objective": {"mask_ratio": 1.5}}, "objective.mask_ratio must be between 0 and 1"),
         ({"data": {"sources": {"en": {"weight": -1.0}}}}, "data.sources.en.weight must be pos"),
-        ({"model": {"output_dropout": 2.0}}, r"model.output_dropout must be in \[0, 1\], got 2.0"),
+        ({"model": {"output_dropout": 2.0}}, r"model.output_dropout must be in \[0, 1\), got 2.0"),
     ],
 )
 def test_mistakes_are_one_line_that_names_the_field(values, message):

@@ -4,6 +4,7 @@ import ast
 from pathlib import Path
 
 import pytest
+from commands import run_command
 
 PACKAGE = Path(__file__).resolve().parent.parent / "glm_jax"
 BASE = {"errors", "batch", "config"}
@@ -63,6 +64,16 @@ def test_imports(path):
         assert not roots & HEAVY
     if "flax" in roots:
         assert part(path) == "model"
+
+
+def test_the_training_step_runs_without_the_data_and_checkpoint_libraries():
+    code = (
+        "import sys, glm_jax.training.step, glm_jax.objective.infill, glm_jax.model.presets;"
+        f"print(*sorted({HEAVY!r} & {{name.split('.')[0] for name in sys.modules}}))"
+    )
+    finished = run_command("-c", code)
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stdout.strip() == ""
 
 
 def test_every_part_has_a_rule():

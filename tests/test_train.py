@@ -101,6 +101,35 @@ def test_checkpoints_kept_are_the_latest_the_best_and_every_nth(run_config, tmp_
     assert kept == {9, 10, 4, 8, best}
 
 
+def test_the_best_checkpoint_survives_a_resume(run_config, tmp_path):
+    config = changed(run_config, "checkpoint", every=1, keep_latest=1, keep_best=1)
+    config = changed(config, "training", eval_every=1)
+    workdir = tmp_path / "run"
+    run(changed(config, "training", steps=3), workdir)
+    harmful = changed(config, "optimizer", learning_rate=1.0, decay_steps=30)
+    run(changed(harmful, "training", steps=6), workdir)
+    loss = {line["step"]: line["loss"] for line in lines(workdir, "validation")}
+    best = min(loss, key=loss.get)
+    assert best <= 3
+    assert {int(path.name) for path in (workdir / "checkpoints").iterdir()} == {best, 6}
+
+
+def test_a_foreign_folder_among_the_checkpoints_is_ignored(run_config, five_steps):
+    (five_steps / "checkpoints" / "99").mkdir()
+    assert load_params(five_steps)[2] == 5
+
+
+def test_bfloat16_with_everything_on(run_config, ten_steps, tmp_path):
+    """Close to float32 for ten steps: bfloat16 keeps eight bits of each activation."""
+    config = changed(run_config, "model", dtype="bfloat16", remat="full")
+    config = changed(config, "training", accumulation_steps=2)
+    state = run(config, tmp_path / "run")
+    assert {str(leaf.dtype) for leaf in jax.tree.leaves(state.params)} == {"float32"}
+    expected = [line["loss"] for line in lines(ten_steps[0], "validation")]
+    found = [line["loss"] for line in lines(tmp_path / "run", "validation")]
+    np.testing.assert_allclose(found, expected, rtol=2e-2)
+
+
 @pytest.mark.parametrize(
     ("section", "fields", "message"),
     [
@@ -114,7 +143,7 @@ def test_a_workdir_of_another_run_is_refused(run_config, ten_steps, section, fie
         run(changed(run_config, section, **fields), ten_steps[0])
 
 
-def test_other_mistakes_are_found_before_training(run_config, ten_steps, tmp_path):
+def test_other_mistakes_are_found_before_training(run_config, tmp_path, monkeypatch):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(UserError, match="is not empty and holds no run"):
         run(run_config, tmp_path)
@@ -124,6 +153,13 @@ def test_other_mistakes_are_found_before_training(run_config, ten_steps, tmp_pat
         run(changed(run_config, "model", vocab_size=99), tmp_path / "b")
     with pytest.raises(UserError, match=r"config.data.dir is empty"):
         run(changed(run_config, "data", dir=""), tmp_path / "c")
+    with pytest.raises(UserError, match=r"attention backend 'foo' is not one of"):
+        run(changed(run_config, "model", attention_backend="foo"), tmp_path / "d")
+    with pytest.raises(UserError, match=r"notes.txt is not empty and holds no run"):
+        run(run_config, tmp_path / "notes.txt")
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(UserError, match="one process can train, JAX was started with 2"):
+        run(run_config, tmp_path / "e")
     assert {path.name for path in tmp_path.iterdir()} == {"notes.txt"}
 
 
@@ -137,6 +173,15 @@ def test_another_dataset_is_refused(run_config, ten_steps, tmp_path, data_dir):
     metadata.write_text(json.dumps(values))
     with pytest.raises(UserError, match="the checkpoint of step 10 was trained on data"):
         run(changed(run_config, "data", dir=str(tmp_path / "data")), workdir)
+
+
+def test_sources_that_are_not_named_are_all_of_the_folder(run_config, ten_steps, tmp_path):
+    run(changed(changed(run_config, "data", sources={}), "training", steps=1), tmp_path / "run")
+    resolved = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert resolved["data"]["sources"] == {
+        name: {"weight": 1.0, "dir": ""} for name in ("en", "zh")
+    }
+    assert losses(tmp_path / "run")[1] == losses(ten_steps[0])[1]
 
 
 def test_a_run_without_checkpoint_cannot_be_read(tmp_path):

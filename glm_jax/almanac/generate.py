@@ -13,7 +13,7 @@ BLANK = "[MASK]"
 MAX_FACTS = max(len(relation.facts) for book in BOOKS for relation in book.relations)
 MAX_WORDINGS = min(len(relation.wordings) for book in BOOKS for relation in book.relations)
 
-_CONNECTION_SHARE = 0.25  # of the gaps between two statements
+_CONNECTION_SHARE = 0.25  # of the statements have connecting prose before them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +24,7 @@ class AlmanacConfig:
     wordings: int = 8  # of each relation
     held_out_wordings: int = 2  # of those, per fact: never in the corpus with that fact
     copies: int = 8  # times that each statement is printed
-    max_statements: int = 4  # of a passage; a passage has 1 to this many
+    max_statements: int = 1  # of a passage; a passage has 1 to this many
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,8 +102,8 @@ def _capitalised(sentence: str) -> str:
 
 
 def _passage(book: Book, texts: list[str], rng: random.Random) -> str:
-    sentences = texts[:1]
-    for text in texts[1:]:
+    sentences = []
+    for text in texts:
         if rng.random() < _CONNECTION_SHARE:
             sentences.append(rng.choice(book.connections))
         sentences.append(text)

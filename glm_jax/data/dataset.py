@@ -1,5 +1,6 @@
 """The rows of a config: both splits of all its sources."""
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -7,10 +8,10 @@ from typing import NamedTuple
 import jax
 
 from glm_jax.batch import Batch
-from glm_jax.config import Config
+from glm_jax.config import Config, SourceConfig
 from glm_jax.data.pipeline import batches
 from glm_jax.data.rows import Rows
-from glm_jax.data.sources import SPLITS, TOKENIZER_DIR, open_sources
+from glm_jax.data.sources import SPLITS, TOKENIZER_DIR, open_sources, sources_in
 from glm_jax.errors import UserError
 from glm_jax.objective.spans import sentence_ends
 from glm_jax.tokenizer import Tokenizer
@@ -30,6 +31,21 @@ def load_tokenizer(config: Config) -> Tokenizer:
     if not config.data.dir and not config.data.tokenizer:
         raise UserError("config.data.dir is empty; python -m glm_jax.prepare writes such a folder")
     return Tokenizer.load(config.data.tokenizer or Path(config.data.dir) / TOKENIZER_DIR)
+
+
+def with_sources(config: Config) -> Config:
+    """The config with its sources named: all that `data.dir` holds, unless it names some.
+
+    Raises:
+      UserError: it names none and the folder holds none.
+    """
+    if config.data.sources:
+        return config
+    names = sources_in(config.data.dir)
+    if not names:
+        raise UserError(f"config.data.dir {config.data.dir} holds no source")
+    data = dataclasses.replace(config.data, sources={name: SourceConfig() for name in names})
+    return dataclasses.replace(config, data=data)
 
 
 def open_dataset(config: Config, tokenizer: Tokenizer) -> Dataset:

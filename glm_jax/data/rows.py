@@ -65,8 +65,6 @@ class Rows:
           UserError: a source or objective whose weight is less than half a row in MAX_CYCLE, or a
             negative seed.
         """
-        if config.seed < 0:
-            raise UserError(f"config.seed must be >= 0, got {config.seed}")
         self._config = config
         self._streams = dict(streams)
         self._source_names = list(streams)

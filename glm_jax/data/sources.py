@@ -166,15 +166,13 @@ def open_sources(data: DataConfig, tokenizer: Tokenizer, split: str) -> dict[str
       UserError: no source is configured, one is missing or damaged, or was made with another
         tokenizer.
     """
-    if not data.sources:
-        raise UserError(f"config.data.sources is empty; {data.dir} holds {_sources_in(data.dir)}")
     streams = {}
     for name in sorted(data.sources):
         directory = data.sources[name].dir or str(pathlib.Path(data.dir) / name)
         if not pathlib.Path(directory).is_dir():
             raise UserError(
                 f"config.data.sources.{name}: {directory} is not a directory; "
-                f"{data.dir} holds {_sources_in(data.dir)}"
+                f"{data.dir} holds {', '.join(sources_in(data.dir)) or 'no source'}"
             )
         streams[name] = TokenStream(directory, name, split)
         if streams[name].fingerprint != tokenizer.fingerprint:
@@ -185,6 +183,6 @@ def open_sources(data: DataConfig, tokenizer: Tokenizer, split: str) -> dict[str
     return streams
 
 
-def _sources_in(directory: str) -> str:
-    names = sorted(path.parent.name for path in pathlib.Path(directory).glob(f"*/{VERSION}"))
-    return ", ".join(names) or "no source"
+def sources_in(directory: str) -> list[str]:
+    """Names of the sources that a folder of `prepare` holds, sorted."""
+    return sorted(path.parent.name for path in pathlib.Path(directory).glob(f"*/{VERSION}"))

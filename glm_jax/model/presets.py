@@ -10,6 +10,10 @@ _CHATGLM = ModelConfig(
     position="rope_2d", residual="deepnorm", tie_embeddings=False, init_std=0.0052
 )
 
+_TINY = ModelConfig(
+    num_layers=3, hidden_dim=128, num_heads=4, mlp_dim=512, max_positions=256, dtype="float32"
+)
+
 PRESETS = {
     # GLM (Du et al. 2021): learned 2D positions, pre-LN, tanh GELU, tied embeddings.
     "glm_base": _GLM_2021,
@@ -26,18 +30,11 @@ PRESETS = {
         max_positions=2048,
         vocab_size=130528,
     ),
-    # For tests, the quickstart and first steps on a CPU: the two architectures in miniature.
-    "glm_tiny": ModelConfig(
-        num_layers=3, hidden_dim=128, num_heads=4, mlp_dim=512, max_positions=256, dtype="float32"
-    ),
+    # For the quickstart and first steps on a CPU: the two architectures in miniature. The initial
+    # weights are as large for this width as 0.02 is for 768.
+    "glm_tiny": dataclasses.replace(_TINY, init_std=0.05),
     "chatglm_tiny": dataclasses.replace(
-        _CHATGLM,
-        num_layers=3,
-        hidden_dim=128,
-        num_heads=4,
-        mlp_dim=512,
-        max_positions=256,
-        dtype="float32",
+        _TINY, position="rope_2d", residual="deepnorm", tie_embeddings=False, init_std=0.0052
     ),
 }
 

@@ -233,9 +233,10 @@ def sentence_spans(
 ) -> Blanks:
     """Whole sentences in random order until `int(mask_ratio * len(tokens))` tokens or K blanks.
 
-    The pieces take turns, so that few of them are left without a target. A sentence runs to a token that ends one, or to the end of its piece's text. Two blanks may be
-    adjacent. The published sampler also masked the `[CLS]` of packed documents and never the tail
-    of one; neither is copied.
+    The pieces take turns, so that few of them are left without a target. A sentence runs to a token
+    that ends one, or to the end of its piece's text. Two blanks may be adjacent. The published
+    sampler also masked the `[CLS]` of packed documents and never the tail of one; neither is
+    copied.
 
     Args:
       tokens: int32 [S], the row's window.

@@ -22,6 +22,8 @@ PRESETS = {
 }
 """Mesh axis of each logical axis of a parameter; an axis that is not named is replicated."""
 
+PARAMETER_AXES = ("layers", "embed", "heads", "head_dim", "mlp", "vocab", "positions")
+
 BATCH_AXES = ("data", "fsdp")
 _ACTIVATIONS = {"batch": BATCH_AXES, "heads": "model", "mlp": "model", "vocab": "model"}
 
@@ -96,13 +98,17 @@ def make_sharding(config: MeshConfig, devices: list[jax.Device] | None = None) -
     """The mesh and the rules that a config names.
 
     Raises:
-      UserError: unknown preset, unknown mesh axis in an override, or sizes that do not fit.
+      UserError: unknown preset, unknown axis in an override, or sizes that do not fit.
     """
     if config.rules not in PRESETS:
         raise UserError(
             f"config.mesh.rules must be one of {', '.join(PRESETS)}, got {config.rules!r}"
         )
     for axis, mesh_axis in config.overrides.items():
+        if axis not in PARAMETER_AXES:
+            raise UserError(
+                f"config.mesh.overrides has no axis {axis!r}; known: {', '.join(PARAMETER_AXES)}"
+            )
         if mesh_axis not in ("", *AXES):
             raise UserError(
                 f"config.mesh.overrides.{axis} must be one of {', '.join(AXES)} or empty, "

@@ -31,11 +31,7 @@ def open_run(workdir: Path, config: Config, tokenizer: Tokenizer) -> None:
         that would change its rows or parameters.
     """
     if not (workdir / "config.json").exists():
-        if workdir.exists() and any(workdir.iterdir()):
-            raise UserError(f"--workdir {workdir} is not empty and holds no run (no config.json)")
-        workdir.mkdir(parents=True, exist_ok=True)
-        shutil.copytree(tokenizer.dir, workdir / "tokenizer")
-        _write_json(workdir / "config.json", to_dict(config))
+        _create_run(workdir, config, tokenizer)
         return
     saved = run_identity(load_config(workdir))
     for name, value in run_identity(config).items():
@@ -51,6 +47,22 @@ def open_run(workdir: Path, config: Config, tokenizer: Tokenizer) -> None:
             f"the data has {tokenizer.fingerprint[:12]}"
         )
     _write_json(workdir / "config.json", to_dict(config))
+
+
+def _create_run(workdir: Path, config: Config, tokenizer: Tokenizer) -> None:
+    """Makes the folder whole or not at all."""
+    if workdir.exists() and not (workdir.is_dir() and not any(workdir.iterdir())):
+        raise UserError(f"--workdir {workdir} is not empty and holds no run (no config.json)")
+    workdir = workdir.resolve()
+    partial = workdir.with_name(f"{workdir.name}.incomplete")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        shutil.copytree(tokenizer.dir, partial / "tokenizer")
+        _write_json(partial / "config.json", to_dict(config))
+        partial.replace(workdir)
+    except OSError as error:
+        raise UserError(f"--workdir {workdir} cannot be written: {error}") from error
 
 
 def load_config(workdir: Path) -> Config:
@@ -69,6 +81,7 @@ class Checkpoints:
     """Saves and restores a run's state; saving is asynchronous."""
 
     def __init__(self, workdir: Path, config: CheckpointConfig):
+        self._root = (workdir / "checkpoints").absolute()
         policies = ocp.checkpoint_managers
         keep = [policies.LatestN(config.keep_latest)]
         if config.keep_every:
@@ -76,24 +89,27 @@ class Checkpoints:
         if config.keep_best:
             keep.append(
                 policies.BestN(
-                    get_metric_fn=lambda metrics: metrics["loss"],
+                    get_metric_fn=_validation_loss,
                     reverse=True,
                     n=config.keep_best,
                     keep_checkpoints_without_metrics=False,
                 )
             )
-        # A preservation policy, because best_fn with max_to_keep deletes the latest steps.
         self._manager = ocp.CheckpointManager(
-            (workdir / "checkpoints").absolute(),
+            self._root,
             options=ocp.CheckpointManagerOptions(
+                # Not max_to_keep: with best_fn that deletes the latest steps. And best_fn only
+                # because without it the losses are not written, and a resumed run forgets the best.
                 preservation_policy=policies.AnyPreservationPolicy(keep),
+                best_fn=_validation_loss,
+                best_mode="min",
                 cleanup_tmp_directories=True,
             ),
         )
 
     @property
     def latest_step(self) -> int | None:
-        return self._manager.latest_step()
+        return max(_complete_steps(self._root), default=None)
 
     def save(
         self,
@@ -147,6 +163,11 @@ class Checkpoints:
                 meta=ocp.args.JsonRestore(),
             ),
         )
+        version = restored.meta["format_version"]
+        if version != FORMAT_VERSION:
+            raise UserError(
+                f"{self._root / str(step)} has format {version}, this program {FORMAT_VERSION}"
+            )
         counter = jax.device_put(np.int32(step), shardings.step)
         return TrainState(restored.params, restored.opt_state, counter), restored.meta
 
@@ -167,20 +188,30 @@ def load_params(workdir: Path, step: int | None = None) -> tuple[Config, dict, i
     """
     config = load_config(workdir)
     root = (workdir / "checkpoints").absolute()
-    manager = ocp.CheckpointManager(root) if root.exists() else None
-    steps = sorted(manager.all_steps()) if manager else []
+    steps = _complete_steps(root)
     if not steps or (step is not None and step not in steps):
         wanted = "" if step is None else f" {step}"
         raise UserError(f"{workdir} has no checkpoint{wanted}; it has steps {steps}")
     step = steps[-1] if step is None else step
     shapes, _ = glm.abstract_params(config.model)
     as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes)
+    manager = ocp.CheckpointManager(root)
     restored = manager.restore(
         step,
         args=ocp.args.Composite(params=ocp.args.PyTreeRestore(shapes, restore_args=as_numpy)),
     )
     manager.close()
     return config, restored.params, step
+
+
+def _complete_steps(root: Path) -> list[int]:
+    """Steps of the folder that hold a checkpoint, ascending; anything else in it is ignored."""
+    names = (path.parent.name for path in root.glob("*/params"))
+    return sorted(int(name) for name in names if name.isdecimal())
+
+
+def _validation_loss(metrics: dict[str, float]) -> float:
+    return metrics["loss"]
 
 
 def _write_json(path: Path, value) -> None:

@@ -1,6 +1,7 @@
 """Where figures go: JSON lines in the run's folder, and the terminal."""
 
 import json
+import math
 import time
 from pathlib import Path
 
@@ -14,10 +15,11 @@ class MetricsLog:
     def __init__(self, workdir: Path):
         self._file = (workdir / "metrics.jsonl").open("a", buffering=1)
 
-    def write(self, step: int, kind: str, figures: dict) -> None:
-        """`kind` is train, validation or event; `figures` are JSON values."""
-        line = {"step": step, "kind": kind, "time": round(time.time(), 3), **figures}
-        self._file.write(json.dumps(line, ensure_ascii=False) + "\n")
+    def write(self, step: int, kind: str, figures: dict[str, float]) -> None:
+        """`kind` is train, validation or resumed; a figure that is not finite becomes null."""
+        line = {"step": step, "kind": kind, "time": round(time.time(), 3)}
+        line |= {name: value if math.isfinite(value) else None for name, value in figures.items()}
+        self._file.write(json.dumps(line) + "\n")
 
     def close(self) -> None:
         self._file.close()
@@ -52,4 +54,5 @@ class Display:
         if kind == "train" and self._console.is_terminal:
             self._progress.update(self._task, completed=step, figures=text)
         else:
-            self._console.print(f"{kind:>10} {step}/{self._steps}  {text}", highlight=False)
+            line = f"{kind:>10} {step}/{self._steps}  {text}"
+            self._console.print(line, highlight=False, soft_wrap=True)

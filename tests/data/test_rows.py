@@ -54,7 +54,7 @@ def test_a_row_depends_on_seed_and_pass(make_config, open_rows):
     rows, reseeded = open_rows(make_config()), open_rows(make_config(seed=1))
     assert not np.array_equal(rows[0].tokens, reseeded[0].tokens)
     assert not np.array_equal(rows[0].tokens, rows[len(rows)].tokens)
-    with pytest.raises(UserError, match=r"config.seed must be >= 0, got -1"):
+    with pytest.raises(UserError, match=r"config.seed must not be negative, got -1"):
         open_rows(make_config(seed=-1))
 
 

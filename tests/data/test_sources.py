@@ -56,7 +56,6 @@ def test_sources_are_opened_in_sorted_order(make_config):
 @pytest.mark.parametrize(
     ("sources", "message"),
     [
-        ({}, "config.data.sources is empty; .* holds en, zh"),
         ({"fr": {}}, "config.data.sources.fr: .*fr is not a directory; .* holds en, zh"),
     ],
 )

@@ -131,6 +131,8 @@ def test_indivisible_and_colliding_layouts_name_the_parameter():
     sharding = make_sharding(MeshConfig(data=1, model=4, rules="model"))
     with pytest.raises(UserError, match=r"layers/attention/key/bias: dimension 2 .* model=4"):
         init_state(config, sharding)
+    with pytest.raises(UserError, match="overrides has no axis 'hedas'"):
+        make_sharding(MeshConfig(overrides={"hedas": "fsdp"}))
     sharding = make_sharding(MeshConfig(overrides={"heads": "fsdp"}))
     with pytest.raises(UserError, match=r"layers/attention/key/kernel: .* share a mesh axis"):
         init_state(config, sharding)
