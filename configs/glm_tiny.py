@@ -40,7 +40,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
 
 def _learn_facts(c: ml_collections.ConfigDict) -> None:
     """English needs more tokens to say the same; blanks are short answers, and many."""
-    c.data.sources = {"en": {"weight": 1.75, "dir": ""}, "zh": {"weight": 1.0, "dir": ""}}
+    c.data.sources = {"en": {"weight": 1.5, "dir": ""}, "zh": {"weight": 1.0, "dir": ""}}
     c.objective.sentence_weight = 0.0
     c.objective.document_weight = 0.0
     c.objective.mask_ratio = 0.2

@@ -13,7 +13,7 @@ BLANK = "[MASK]"
 MAX_FACTS = max(len(relation.facts) for book in BOOKS for relation in book.relations)
 MAX_WORDINGS = min(len(relation.wordings) for book in BOOKS for relation in book.relations)
 
-_CONNECTION_SHARE = 0.25  # of the statements have connecting prose before them
+_CONNECTION_SHARE = 0.25  # of the statements are followed by connecting prose
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +104,7 @@ def _capitalised(sentence: str) -> str:
 def _passage(book: Book, texts: list[str], rng: random.Random) -> str:
     sentences = []
     for text in texts:
+        sentences.append(text)
         if rng.random() < _CONNECTION_SHARE:
             sentences.append(rng.choice(book.connections))
-        sentences.append(text)
     return book.space.join(sentences)

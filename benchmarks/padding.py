@@ -1,0 +1,59 @@
+"""Share of padding in training rows, by objective, source and row length.
+
+    python benchmarks/padding.py --data=DATA [--rows=2000]
+
+DATA is a folder of `python -m glm_jax.prepare`. Prints a Markdown table.
+"""
+
+import dataclasses
+from pathlib import Path
+
+from absl import app, flags
+
+from glm_jax.config import Config, DataConfig, ModelConfig, ObjectiveConfig, SourceConfig
+from glm_jax.data.rows import Rows
+from glm_jax.data.sources import open_sources, sources_in
+from glm_jax.objective.spans import sentence_ends
+from glm_jax.tokenizer import Tokenizer
+
+_DATA = flags.DEFINE_string("data", None, "Prepared data.", required=True)
+_ROWS = flags.DEFINE_integer("rows", 2000, "Rows to build for each figure.", 1)
+
+LENGTHS = (256, 512, 2048)
+OBJECTIVES = {
+    "token, fixed": ObjectiveConfig(),
+    "token, budget": ObjectiveConfig(span_sampling="budget"),
+    "sentence": ObjectiveConfig(token_weight=0.0, sentence_weight=1.0),
+    "document": ObjectiveConfig(token_weight=0.0, document_weight=1.0),
+}
+
+
+def main(_) -> None:
+    sources = sources_in(_DATA.value)
+    tokenizer = Tokenizer.load(Path(_DATA.value) / "tokenizer")
+    names = " / ".join(sources)
+    print(f"| objective | {' | '.join(f'T {length} {names}' for length in LENGTHS)} |")
+    print("|---" * (1 + len(LENGTHS)) + "|")
+    for name, objective in OBJECTIVES.items():
+        cells = [
+            " / ".join(f"{padding(s, length, objective, tokenizer):.2%}" for s in sources)
+            for length in LENGTHS
+        ]
+        print(f"| {name} | {' | '.join(cells)} |", flush=True)
+
+
+def padding(source: str, length: int, objective: ObjectiveConfig, tokenizer: Tokenizer) -> float:
+    """Share of the slots of the first training rows of one source that hold nothing."""
+    config = Config(
+        model=dataclasses.replace(ModelConfig(), max_positions=length),
+        objective=objective,
+        data=DataConfig(dir=_DATA.value, sources={source: SourceConfig()}, seq_length=length),
+    )
+    streams = open_sources(config.data, tokenizer, "train")
+    rows = Rows(config, streams, tokenizer.special, sentence_ends(tokenizer.pieces), "train")
+    empty = sum(int((rows[i].segment == 0).sum()) for i in range(_ROWS.value))
+    return empty / (_ROWS.value * length)
+
+
+if __name__ == "__main__":
+    app.run(main)
