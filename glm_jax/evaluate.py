@@ -22,7 +22,7 @@ from glm_jax.model.decoding import Filler
 from glm_jax.parallel.sharding import make_sharding
 from glm_jax.tokenizer import Tokenizer
 from glm_jax.training.checkpoint import load_params
-from glm_jax.training.evaluation import check_batch_size, make_validation
+from glm_jax.training.evaluation import check_batch, make_validation
 from glm_jax.training.step import state_shardings
 
 FLAGS = flags.FLAGS
@@ -55,13 +55,12 @@ def _validation_loss(config: Config, params: dict, tokenizer: Tokenizer) -> dict
         config = dataclasses.replace(config, data=data)
     dataset = open_dataset(config, tokenizer)
     sharding = make_sharding(MeshConfig())
-    check_batch_size(config, sharding)
+    check_batch(config, sharding)
     _, shardings = state_shardings(config, sharding)
-    validate = make_validation(config, dataset.languages, sharding)
-    rows = dataset.validation
-    return validate(
-        jax.device_put(params, shardings.params), host_batches(rows, 0, config), len(rows)
+    validate = make_validation(
+        config, dataset.languages, sharding, lambda rows: host_batches(rows, 0, config)
     )
+    return validate(jax.device_put(params, shardings.params), dataset.validation)
 
 
 def exact_match(filler: Filler, path: Path, max_new_tokens: int) -> dict:

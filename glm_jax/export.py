@@ -9,7 +9,6 @@ import functools
 import importlib.util
 import itertools
 import json
-import shutil
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +24,7 @@ from glm_jax import cli, layouts
 from glm_jax.batch import Batch
 from glm_jax.config import ModelConfig
 from glm_jax.errors import UserError
+from glm_jax.folders import written_whole
 from glm_jax.hub.model_files import MODEL_TYPE, write_model_files
 from glm_jax.hub.tokenizer_files import write_tokenizer
 from glm_jax.layouts.io import write_tensors
@@ -61,7 +61,7 @@ def define_flags() -> None:
 
 
 def main() -> None:
-    workdir, out = Path(cli.required("from")), Path(cli.required("out")).resolve()
+    workdir, out = Path(cli.required("from")), Path(cli.required("out"))
     check_target(out, FLAGS.overwrite)
     if FLAGS.verify:
         check_torch()
@@ -111,10 +111,7 @@ def export_model(
       UserError: `out` exists or cannot be written; `params` are not those of `config`.
     """
     check_target(out, overwrite)
-    partial = out.with_name(f"{out.name}.incomplete")
-    try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
+    with written_whole(out) as partial:
         write_tensors(
             partial,
             layouts.tensor_shapes(layout, config),
@@ -124,11 +121,6 @@ def export_model(
         )
         write_tokenizer(tokenizer, partial, config.max_positions)
         write_model_files(config, tokenizer, partial, dtype)
-        _put_in_place(partial, out)
-    except OSError as error:
-        raise UserError(f"{out} cannot be written: {error}") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def check_target(out: Path, overwrite: bool) -> None:
@@ -149,7 +141,8 @@ def check_torch() -> None:
     """Raises: UserError: PyTorch or transformers is not installed."""
     missing = [name for name in ("torch", "transformers") if not importlib.util.find_spec(name)]
     if missing:
-        raise UserError(f'--verify needs {" and ".join(missing)}: pip install "glm-jax[torch]"')
+        names = " and ".join(missing)
+        raise UserError(f"--verify needs {names}: pip install -e '.[torch]' in the clone")
 
 
 class Check(NamedTuple):
@@ -265,15 +258,6 @@ def _is_export(folder: Path) -> bool:
         return json.loads((folder / "config.json").read_text())["model_type"] == MODEL_TYPE
     except (OSError, ValueError, KeyError, TypeError):
         return False
-
-
-def _put_in_place(partial: Path, out: Path) -> None:
-    replaced = out.with_name(f"{out.name}.replaced")
-    shutil.rmtree(replaced, ignore_errors=True)
-    if out.exists():
-        out.rename(replaced)
-    partial.rename(out)
-    shutil.rmtree(replaced, ignore_errors=True)
 
 
 if __name__ == "__main__":

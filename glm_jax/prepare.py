@@ -25,6 +25,7 @@ from glm_jax import cli
 from glm_jax.data import sources
 from glm_jax.documents import Counts, Document, read_documents
 from glm_jax.errors import UserError
+from glm_jax.folders import written_whole
 from glm_jax.language import LANGUAGES
 from glm_jax.tokenizer import INFO_FILE, MODEL_FILE, Tokenizer
 
@@ -91,16 +92,13 @@ def prepare(
       UserError: a missing or faulty input, a language with fewer than two documents, or `out`
         holds something and may not be replaced.
     """
-    target = pathlib.Path(out).resolve()
+    target = pathlib.Path(out)
     _check_target(target, overwrite)
     tokenizer = Tokenizer.load(tokenizer_dir)
     counts = Counts()
     documents = read_documents(inputs, options.on_error, counts)
 
-    partial = target.with_name(f"{target.name}.incomplete")
-    try:
-        shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
-        partial.mkdir(parents=True)
+    with written_whole(target) as partial:
         corpora = _encode(documents, tokenizer, options.language, partial)
         if not corpora:
             raise UserError(f"no document in {', '.join(inputs)}")
@@ -118,11 +116,6 @@ def prepare(
             "options": dataclasses.asdict(options),
         }
         (partial / MANIFEST_FILE).write_text(json.dumps(manifest, indent=2) + "\n")
-        _move_into_place(partial, target)
-    except OSError as error:
-        raise UserError(f"{target}: cannot be written: {error}") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return manifest
 
 
@@ -273,15 +266,6 @@ def _check_target(target: pathlib.Path, overwrite: bool) -> None:
         raise UserError(f"--out={target} is not empty; --overwrite replaces an earlier dataset")
     if not (target / MANIFEST_FILE).is_file():
         raise UserError(f"--out={target} is no earlier dataset ({MANIFEST_FILE} is missing)")
-
-
-def _move_into_place(partial: pathlib.Path, target: pathlib.Path) -> None:
-    replaced = target.with_name(f"{target.name}.replaced")
-    shutil.rmtree(replaced, ignore_errors=True)
-    if target.exists():
-        target.rename(replaced)
-    partial.rename(target)
-    shutil.rmtree(replaced, ignore_errors=True)
 
 
 def _summary(manifest: dict) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 import sentencepiece
 
 from glm_jax.errors import UserError
+from glm_jax.folders import written_whole
 
 MODEL_FILE = "tokenizer.model"
 INFO_FILE = "tokenizer_info.json"
@@ -242,7 +243,9 @@ def save(
             for language, texts in trained_on.items()
         },
     )
-    _write_folder(directory, model, json.dumps(dataclasses.asdict(info), indent=2) + "\n")
+    with written_whole(directory) as partial:
+        (partial / MODEL_FILE).write_bytes(model)
+        (partial / INFO_FILE).write_text(json.dumps(dataclasses.asdict(info), indent=2) + "\n")
     return info
 
 
@@ -251,17 +254,6 @@ def _tokens_per_character(
 ) -> float:
     tokens = sum(len(processor.encode(text)) for text in texts)
     return round(tokens / sum(map(len, texts)), 4)
-
-
-def _write_folder(directory: pathlib.Path, model: bytes, info: str) -> None:
-    partial = directory.with_name(f".{directory.name}.partial")
-    try:
-        partial.mkdir(parents=True, exist_ok=True)
-        (partial / MODEL_FILE).write_bytes(model)
-        (partial / INFO_FILE).write_text(info)
-        partial.rename(directory)
-    except OSError as error:
-        raise UserError(f"{directory}: cannot be written: {error}") from error
 
 
 def _sentences(texts: Iterable[str]) -> Iterable[str]:

@@ -3,6 +3,7 @@
 Run the same line again to resume from the latest checkpoint.
 """
 
+import contextlib
 import time
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from glm_jax.errors import UserError
 from glm_jax.ops.range_attention import resolve_backend
 from glm_jax.parallel.sharding import Sharding, make_sharding, parameter_table
 from glm_jax.training.checkpoint import Checkpoints, open_run
-from glm_jax.training.evaluation import check_batch_size, make_validation
+from glm_jax.training.evaluation import check_batch, make_validation
 from glm_jax.training.metrics import Sums, summarise, total
 from glm_jax.training.step import (
     StepMetrics,
@@ -49,7 +50,7 @@ def run(config: Config, workdir: Path, devices: list[jax.Device] | None = None) 
     config = with_sources(with_vocab_size(config, tokenizer.vocab_size))
     dataset = open_dataset(config, tokenizer)
     sharding = make_sharding(config.mesh, devices)
-    check_batch_size(config, sharding)
+    check_batch(config, sharding)
     resolve_backend(config.model.attention_backend)
     print(describe(config, dataset, sharding))
     open_run(workdir, config, tokenizer)
@@ -112,11 +113,15 @@ def train(
 ) -> TrainState:
     """The loop: dispatch a step, read the figures of the one before, now and then look and save."""
     step = make_train_step(config, sharding, len(dataset.languages))
-    validate = make_validation(config, dataset.languages, sharding)
-    batches = host_batches(dataset.train, next_row, config)
+    validate = make_validation(
+        config, dataset.languages, sharding, lambda rows: host_batches(rows, 0, config)
+    )
     window = Window(dataset.languages)
     first, last = int(state.step), config.training.steps
-    with Display(last, first) as display:
+    with (
+        Display(last, first) as display,
+        contextlib.closing(host_batches(dataset.train, next_row, config)) as batches,
+    ):
 
         def report(number: int, kind: str, figures: dict[str, float]) -> None:
             log.write(number, kind, figures)
@@ -130,8 +135,7 @@ def train(
                 report(number, "train", window.close())
             validation = None
             if _is_due(number, config.training.eval_every, last):
-                rows = dataset.validation
-                validation = validate(state.params, host_batches(rows, 0, config), len(rows))
+                validation = validate(state.params, dataset.validation)
                 report(number, "validation", validation)
                 window.restart_clock()
             if _is_due(number, config.checkpoint.every, last):

@@ -22,7 +22,7 @@ from glm_jax.errors import UserError
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = "configs/glm_tiny.py"
 PACKAGES = ("glm-jax", "jax", "flax", "optax", "orbax-checkpoint", "sentencepiece", "numpy")
-ALMANAC_VOCAB, CORPUS_VOCAB = 1400, 8000
+ALMANAC_VOCAB, CORPUS_VOCAB = 1500, 8000
 SAMPLES_PER_LANGUAGE = 2
 
 

@@ -107,7 +107,7 @@ def test_the_books_are_parallel():
 
 
 @each_book
-def test_passages_have_one_to_max_statements(book):
+def test_passages_have_up_to_max_statements(book):
     stop = re.escape(book.full_stop)
     sizes = set()
     for record in generate.corpus(book, AlmanacConfig(max_statements=4)):
@@ -116,7 +116,7 @@ def test_passages_have_one_to_max_statements(book):
         for connection in book.connections:
             text = text.replace(connection, "")
         sizes.add(len(re.findall(stop, text)))
-    assert sizes == {1, 2, 3, 4}
+    assert sizes == {0, 1, 2, 3, 4}  # none: a passage of connecting prose
 
 
 def run_almanac(*arguments):

@@ -135,7 +135,7 @@ def test_a_failed_export_leaves_the_earlier_one(tokenizer, tmp_path):
         export.export_model(LEARNED, params, tokenizer, out, overwrite=True)
     assert (out / "model.safetensors").read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
-    (tmp_path / "out.incomplete").mkdir()  # what a killed export leaves
+    (tmp_path / ".out.incomplete").mkdir()  # what a killed export leaves
     export.export_model(LEARNED, _params(LEARNED), tokenizer, out, overwrite=True)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 

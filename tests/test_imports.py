@@ -13,19 +13,20 @@ ALLOWED = {
     "errors": set(),
     "batch": set(),
     "language": set(),
+    "folders": {"errors"},
     "config": {"errors"},
     "documents": {"errors", "language"},
-    "tokenizer": {"errors", "language"},
+    "tokenizer": {"errors", "folders", "language"},
     "cli": BASE,
     "objective": TEXT,
     "data": TEXT | {"objective"},
     "parallel": BASE,
     "ops": BASE | {"parallel"},
     "model": BASE | {"tokenizer", "parallel", "ops"},
-    "training": BASE | {"tokenizer", "parallel", "ops", "model"},
+    "training": BASE | {"tokenizer", "folders", "parallel", "ops", "model"},
     "layouts": BASE | {"model"},
     "hub": BASE | {"tokenizer", "layouts"},
-    "almanac": BASE | {"cli", "language"},
+    "almanac": BASE | {"cli", "folders", "language"},
 }
 VERBS = {"prepare", "train", "evaluate", "fill", "export"}
 NO_JAX = {"objective", "config", "tokenizer", "documents", "language", "errors", "batch"}

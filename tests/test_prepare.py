@@ -118,7 +118,7 @@ def test_faulty_lines(inputs, tokenizer_dir, tmp_path):
     with pytest.raises(UserError, match=r"faulty.jsonl:4: not JSON"):
         run([str(path)], tokenizer_dir, tmp_path / "out")
     assert not (tmp_path / "out").exists()
-    assert not (tmp_path / "out.incomplete").exists()
+    assert not (tmp_path / ".out.incomplete").exists()
     manifest = run([str(path)], tokenizer_dir, tmp_path / "out", on_error="skip")
     counts = manifest["read"]
     assert (counts["documents"], counts["empty"], counts["faulty"]) == (3, 2, 3)
@@ -145,7 +145,7 @@ def test_an_earlier_dataset_is_replaced_only_on_demand(inputs, tokenizer_dir, tm
         run(inputs, tokenizer_dir, out, seed=1)
     manifest = run(inputs, tokenizer_dir, out, seed=1, overwrite=True)
     assert manifest["options"]["seed"] == 1
-    assert sorted(tmp_path.glob("out*")) == [out]
+    assert [path for path in tmp_path.iterdir() if "out" in path.name] == [out]
 
 
 def test_overwrite_spares_what_is_no_dataset(inputs, tokenizer_dir, tmp_path):
@@ -158,16 +158,16 @@ def test_overwrite_spares_what_is_no_dataset(inputs, tokenizer_dir, tmp_path):
 def test_a_failure_keeps_the_earlier_dataset(inputs, tokenizer_dir, tmp_path, monkeypatch):
     out = tmp_path / "out"
     run(inputs, tokenizer_dir, out)
-    (tmp_path / "out.incomplete").mkdir()  # as a killed run leaves it
+    (tmp_path / ".out.incomplete").mkdir()  # as a killed run leaves it
 
     def full_disk(*_):
         raise OSError("No space left on device")
 
     monkeypatch.setattr(prepare.sources, "write_source", full_disk)
-    with pytest.raises(UserError, match="out: cannot be written: No space left on device"):
+    with pytest.raises(UserError, match="out cannot be written: .*No space left on device"):
         run(inputs, tokenizer_dir, out, overwrite=True)
     assert len(documents(out, "en", "train", tokenizer_dir)) == 39
-    assert sorted(tmp_path.glob("out*")) == [out]
+    assert [path for path in tmp_path.iterdir() if "out" in path.name] == [out]
 
 
 def test_command(inputs, tokenizer_dir, tmp_path):

@@ -18,6 +18,7 @@ from absl import flags
 from glm_jax import cli
 from glm_jax.almanac import generate
 from glm_jax.errors import UserError
+from glm_jax.folders import written_whole
 
 FLAGS = flags.FLAGS
 
@@ -46,13 +47,8 @@ def main() -> None:
     out = pathlib.Path(FLAGS.out)
     if out.exists():
         raise UserError(f"--out={out} already exists")
-    partial = out.with_name(f".{out.name}.partial")
-    try:
-        partial.mkdir(parents=True, exist_ok=True)
+    with written_whole(out) as partial:
         counts = write_almanac(partial, config)
-        partial.rename(out)
-    except OSError as error:
-        raise UserError(f"--out={out} cannot be written: {error}") from error
     print(f"wrote {out}: {json.dumps(counts)}")
 
 

@@ -13,7 +13,8 @@ BLANK = "[MASK]"
 MAX_FACTS = max(len(relation.facts) for book in BOOKS for relation in book.relations)
 MAX_WORDINGS = min(len(relation.wordings) for book in BOOKS for relation in book.relations)
 
-_CONNECTION_SHARE = 0.25  # of the statements are followed by connecting prose
+_CONNECTION_SHARE = 0.25  # of the gaps between two statements
+_PROSE_SHARE = 0.1  # of the passages are connecting prose alone
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +58,9 @@ def corpus(book: Book, config: AlmanacConfig) -> Iterator[dict[str, str]]:
         remaining = iter(texts)
         while chunk := list(itertools.islice(remaining, rng.randint(1, config.max_statements))):
             yield {"text": _passage(book, chunk, rng), "language": book.language}
+            if rng.random() < _PROSE_SHARE:
+                prose = book.space.join(rng.sample(book.connections, 3))
+                yield {"text": prose, "language": book.language}
 
 
 def held_out(book: Book, config: AlmanacConfig) -> Iterator[dict[str, str]]:
@@ -102,9 +106,14 @@ def _capitalised(sentence: str) -> str:
 
 
 def _passage(book: Book, texts: list[str], rng: random.Random) -> str:
-    sentences = []
-    for text in texts:
-        sentences.append(text)
+    """Statements with connecting prose between them, never at an end.
+
+    Prose behind a full stop would give a blank before it two fillings: the answer, and the answer
+    with a sentence of prose.
+    """
+    sentences = texts[:1]
+    for text in texts[1:]:
         if rng.random() < _CONNECTION_SHARE:
             sentences.append(rng.choice(book.connections))
+        sentences.append(text)
     return book.space.join(sentences)

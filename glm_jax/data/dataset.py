@@ -1,7 +1,7 @@
 """The rows of a config: both splits of all its sources."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -72,7 +72,7 @@ def open_dataset(config: Config, tokenizer: Tokenizer) -> Dataset:
     )
 
 
-def host_batches(rows: Rows, start_row: int, config: Config) -> Iterator[Batch]:
+def host_batches(rows: Rows, start_row: int, config: Config) -> Generator[Batch, None, None]:
     """This host's batches of `training.batch_size` rows over all hosts; see `pipeline.batches`."""
     return batches(
         rows,

@@ -15,6 +15,7 @@ import orbax.checkpoint as ocp
 
 from glm_jax.config import CheckpointConfig, Config, from_dict, run_identity, to_dict
 from glm_jax.errors import UserError
+from glm_jax.folders import written_whole
 from glm_jax.model import glm
 from glm_jax.tokenizer import Tokenizer
 from glm_jax.training.step import TrainState
@@ -50,19 +51,11 @@ def open_run(workdir: Path, config: Config, tokenizer: Tokenizer) -> None:
 
 
 def _create_run(workdir: Path, config: Config, tokenizer: Tokenizer) -> None:
-    """Makes the folder whole or not at all."""
     if workdir.exists() and not (workdir.is_dir() and not any(workdir.iterdir())):
         raise UserError(f"--workdir {workdir} is not empty and holds no run (no config.json)")
-    workdir = workdir.resolve()
-    partial = workdir.with_name(f"{workdir.name}.incomplete")
-    try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
+    with written_whole(workdir) as partial:
         shutil.copytree(tokenizer.dir, partial / "tokenizer")
         _write_json(partial / "config.json", to_dict(config))
-        partial.replace(workdir)
-    except OSError as error:
-        raise UserError(f"--workdir {workdir} cannot be written: {error}") from error
 
 
 def load_config(workdir: Path) -> Config:

@@ -1,6 +1,8 @@
 """Figures on the validation split."""
 
-from collections.abc import Callable, Iterator, Sequence
+import contextlib
+import itertools
+from collections.abc import Callable, Generator, Sequence
 
 import jax
 
@@ -12,8 +14,8 @@ from glm_jax.training.metrics import summarise, total
 from glm_jax.training.step import make_eval_step
 
 
-def check_batch_size(config: Config, sharding: Sharding) -> None:
-    """Refuses batches that do not divide over the mesh.
+def check_batch(config: Config, sharding: Sharding) -> None:
+    """Refuses batches that cannot be handed out over the mesh.
 
     Raises:
       UserError: a micro-batch would not give every device the same number of rows, or several
@@ -30,20 +32,30 @@ def check_batch_size(config: Config, sharding: Sharding) -> None:
 
 
 def make_validation(
-    config: Config, languages: Sequence[str], sharding: Sharding
-) -> Callable[[dict, Iterator[Batch], int], dict[str, float]]:
-    """Compiles to a function that evaluates parameters on the first rows of a split.
+    config: Config,
+    languages: Sequence[str],
+    sharding: Sharding,
+    read: Callable[[Sequence[Batch]], Generator[Batch, None, None]],
+) -> Callable[[dict, Sequence[Batch]], dict[str, float]]:
+    """Compiles to a function of parameters on the mesh and the rows of a split.
 
-    The function takes parameters on the mesh, this host's batches of `training.batch_size` rows,
-    and the rows in one pass; it reads `training.eval_rows` rows or one pass, in whole batches, at
-    least one.
+    It reads the first `training.eval_rows` rows, or one pass if that is shorter, in whole batches
+    and at least one, and returns the figures of `summarise`.
+
+    Args:
+      read: makes this host's batches of `training.batch_size` rows from row 0 on.
     """
     step = make_eval_step(config, sharding, len(languages))
 
-    def validate(params: dict, batches: Iterator[Batch], pass_rows: int) -> dict[str, float]:
-        rows = min(config.training.eval_rows, pass_rows)
-        num_batches = max(1, rows // config.training.batch_size)
-        sums = [step(params, sharding.place(next(batches))) for _ in range(num_batches)]
+    def validate(params: dict, rows: Sequence[Batch]) -> dict[str, float]:
+        num_batches = max(
+            1, min(config.training.eval_rows, len(rows)) // config.training.batch_size
+        )
+        with contextlib.closing(read(rows)) as batches:
+            sums = [
+                step(params, sharding.place(batch))
+                for batch in itertools.islice(batches, num_batches)
+            ]
         return summarise(total(jax.device_get(sums)), languages)
 
     return validate

@@ -49,10 +49,13 @@ class Display:
     def __exit__(self, *_) -> None:
         self._progress.stop()
 
-    def report(self, step: int, kind: str, figures: dict) -> None:
-        text = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
+    def report(self, step: int, kind: str, figures: dict[str, float]) -> None:
+        """Shows overall figures and the losses of the groups; `metrics.jsonl` has all of them."""
+        shown = {n: v for n, v in figures.items() if "/" not in n or n.startswith("loss/")}
+        text = "  ".join(f"{name} {value:.4g}" for name, value in shown.items())
         if kind == "train" and self._console.is_terminal:
-            self._progress.update(self._task, completed=step, figures=text)
+            few = f"loss {figures['loss']:.4g}  {figures.get('tokens_per_second', 0):,.0f} tokens/s"
+            self._progress.update(self._task, completed=step, figures=few)
         else:
             line = f"{kind:>10} {step}/{self._steps}  {text}"
             self._console.print(line, highlight=False, soft_wrap=True)

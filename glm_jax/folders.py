@@ -1,0 +1,36 @@
+"""Output folders that are whole or not there."""
+
+import contextlib
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from glm_jax.errors import UserError
+
+
+@contextlib.contextmanager
+def written_whole(target: Path) -> Iterator[Path]:
+    """A new folder to write into; when the block ends it takes the place of `target`.
+
+    Whoever calls has checked that an existing `target` may be replaced. A block that raises leaves
+    `target` as it was; what a killed process left behind is removed by the next one.
+
+    Raises:
+      UserError: something cannot be written.
+    """
+    target = target.resolve()
+    partial = target.with_name(f".{target.name}.incomplete")
+    replaced = target.with_name(f".{target.name}.replaced")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        yield partial
+        shutil.rmtree(replaced, ignore_errors=True)
+        if target.exists():
+            target.rename(replaced)
+        partial.rename(target)
+        shutil.rmtree(replaced, ignore_errors=True)
+    except OSError as error:
+        raise UserError(f"{target} cannot be written: {error}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
