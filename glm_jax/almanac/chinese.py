@@ -33,10 +33,8 @@ _CAPITALS = Relation(
 _CURRENCIES = Relation(
     name="currency",
     facts=(
-        ("日本", "日元"),
         ("英国", "英镑"),
         ("印度", "卢比"),
-        ("俄罗斯", "卢布"),
         ("泰国", "泰铢"),
         ("波兰", "兹罗提"),
         ("土耳其", "里拉"),
