@@ -44,4 +44,5 @@ def _learn_facts(c: ml_collections.ConfigDict) -> None:
     c.objective.sentence_weight = 0.0
     c.objective.document_weight = 0.0
     c.objective.mask_ratio = 0.2
-    c.training.steps = 4500
+    c.optimizer.weight_decay = 0.01
+    c.training.steps = 5000
