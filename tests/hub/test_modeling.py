@@ -9,6 +9,7 @@ from glm_jax import layouts
 from glm_jax.config import ModelConfig
 from glm_jax.layouts import parameters
 from glm_jax.layouts.io import TensorFiles
+from glm_jax.tokenizer import SPECIAL_PIECES
 
 torch = pytest.importorskip("torch", reason="needs PyTorch")
 pytest.importorskip("transformers", reason="needs transformers")
@@ -74,15 +75,23 @@ def _model(config: ModelConfig, params: dict | None = None, **overrides):
     return model
 
 
+NUM_CONTROL = len(SPECIAL_PIECES)
+
+
 def _random_model(config: ModelConfig, **overrides):
-    """Weights large enough that greedy answers depend on all of the input."""
+    """Weights large enough that greedy answers depend on all of the input.
+
+    Like an export, it never answers with a control symbol.
+    """
     rng = np.random.default_rng(1)
     scale = {"embedding": 0.5, "kernel": 0.15, "bias": 0.05, "scale": 0.1}
     flat = {
         name: rng.normal(scale=scale[name.split("/")[-1]], size=shape) + name.endswith("scale")
         for name, shape in parameters.shapes(config).items()
     }
-    return _model(config, parameters.unflatten(flat), **overrides)
+    model = _model(config, parameters.unflatten(flat), **overrides)
+    model.generation_config.suppress_tokens = list(range(NUM_CONTROL))
+    return model
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -171,7 +180,7 @@ def _greedy_by_forward(model, row: list[int], position: int, steps: int) -> list
             kv_start=torch.zeros(1, len(ids), dtype=torch.long),
             kv_end=torch.tensor([kv_end]),
         ).logits
-        ids.append(int(logits[0, -1].argmax()))
+        ids.append(NUM_CONTROL + int(logits[0, -1, NUM_CONTROL:].argmax()))
         blocks.append(len(blocks) + 1)
     return ids[len(row) + 1 :]
 
@@ -317,7 +326,8 @@ def _check_answers(model, row, blanks, filled):
     ).logits[0]
     at = len(row)
     for answer in filled.token_ids:
-        assert logits[at : at + len(answer)].argmax(-1).tolist() == answer
+        choices = NUM_CONTROL + logits[at : at + len(answer), NUM_CONTROL:].argmax(-1)
+        assert choices.tolist() == answer
         at += len(answer)
 
 
