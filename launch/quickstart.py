@@ -33,7 +33,7 @@ def main() -> None:
     started = time.time()
     try:
         corpus = options.corpus or make_almanac(work)
-        train_tokenizer(work, corpus, options.vocab_size)
+        train_tokenizer(work, corpus, options)
         prepare(work, corpus, options.language)
         train(work, "" if options.corpus else ":almanac")
         questions = corpus_questions(corpus) if options.corpus else heldout_questions(work)
@@ -87,12 +87,14 @@ def make_almanac(work: Path) -> list[str]:
     return [str(path) for path in sorted(out.glob("corpus_*.jsonl"))]
 
 
-def train_tokenizer(work: Path, corpus: list[str], vocab_size: int) -> None:
-    """Every character of the corpus gets a piece: it is small."""
+def train_tokenizer(work: Path, corpus: list[str], options: argparse.Namespace) -> None:
+    """Every character of the almanac gets a piece: there are few."""
     inputs = [f"--input={path}" for path in corpus]
-    size = (f"--vocab_size={vocab_size}", "--character_coverage=1.0")
+    flags = [f"--vocab_size={options.vocab_size}", "--on_error=skip"]
+    if not options.corpus:
+        flags.append("--character_coverage=1.0")
     out = work / "tokenizer"
-    once(out, "tokenizers/train.py", *inputs, *size, "--on_error=skip", f"--out={out}")
+    once(out, "tokenizers/train.py", *inputs, *flags, f"--out={out}")
 
 
 def prepare(work: Path, corpus: list[str], language: str) -> None:
