@@ -49,6 +49,20 @@ def test_the_road(tmp_path):
     task = succeed("-m", "glm_jax.evaluate", f"--workdir={run}", "--task=fill", heldout)
     assert set(json.loads(task)["n"]) == {"all", "en", "zh"}
 
+    stopped = run_command(
+        "-m", "glm_jax.fill", f"--workdir={run}", stdin="Gold is [MASK].\nGold.\n"
+    )
+    assert stopped.returncode == 2
+    assert stopped.stdout.startswith("Gold is")  # what stands before the fault is still filled
+    assert "no [MASK], [sMASK] or [gMASK] in the text 'Gold.'" in stopped.stderr
+
+    other, foreign = str(tmp_path / "other"), str(tmp_path / "foreign")
+    succeed("tokenizers/train.py", *inputs, "--vocab_size=900", f"--out={other}")
+    succeed("-m", "glm_jax.prepare", *inputs, f"--tokenizer={other}", f"--out={foreign}")
+    refused = run_command("-m", "glm_jax.evaluate", f"--workdir={run}", f"--data_dir={foreign}")
+    assert refused.returncode == 2
+    assert "was made with tokenizer" in refused.stderr
+
     succeed("-m", "glm_jax.export", f"--from={run}", f"--out={out}")
     assert json.loads((tmp_path / "exported" / "config.json").read_text())["num_hidden_layers"] == 1
     again = run_command("-m", "glm_jax.export", f"--from={run}", f"--out={out}")
