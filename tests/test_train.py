@@ -1,6 +1,5 @@
 """A run: resumed bit for bit, restored on another mesh, kept and refused as promised."""
 
-import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -8,16 +7,12 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from training.samples import changed
 
 from glm_jax import train
 from glm_jax.config import Config
 from glm_jax.errors import UserError
 from glm_jax.training.checkpoint import load_params
-
-
-def changed(config: Config, section: str, **fields) -> Config:
-    part = dataclasses.replace(getattr(config, section), **fields)
-    return dataclasses.replace(config, **{section: part})
 
 
 def run(config: Config, workdir: Path, num_devices: int = 1):

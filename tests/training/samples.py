@@ -1,5 +1,7 @@
 """A config small enough to train in a second, and rows for it."""
 
+import dataclasses
+
 import numpy as np
 
 from glm_jax import config
@@ -27,6 +29,12 @@ def tiny_config() -> config.Config:
             "training": {"steps": 20, "batch_size": 8},
         }
     )
+
+
+def changed(config: config.Config, section: str, **fields) -> config.Config:
+    """The config with some fields of one section replaced."""
+    part = dataclasses.replace(getattr(config, section), **fields)
+    return dataclasses.replace(config, **{section: part})
 
 
 def make_batch(seed: int, rows: int = 8) -> Batch:

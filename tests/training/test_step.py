@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-from training.samples import make_batch, tiny_config
+from training.samples import changed, make_batch, tiny_config
 
 from glm_jax.batch import OBJECTIVES
 from glm_jax.config import Config, MeshConfig
@@ -15,11 +15,6 @@ from glm_jax.ops.cross_entropy import TokenStats
 from glm_jax.parallel.sharding import PRESETS, make_sharding
 from glm_jax.training.metrics import batch_sums, summarise
 from glm_jax.training.step import init_state, make_eval_step, make_train_step
-
-
-def changed(config: Config, section: str, **fields) -> Config:
-    part = dataclasses.replace(getattr(config, section), **fields)
-    return dataclasses.replace(config, **{section: part})
 
 
 def losses(config: Config, sharding, steps: int) -> list[float]:
