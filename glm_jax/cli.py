@@ -67,13 +67,21 @@ def required(name: str):
 
 def _parse_flags(argv: list[str]) -> list[str]:
     try:
-        return flags.FLAGS(argv)
+        return flags.FLAGS([_with_underscores(arg) for arg in argv])
     except (UserError, flags.Error) as error:
         _exit(" ".join(str(error).split()))
     except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         # ml_collections raises these bare, naming at best the last part of a dotted path.
         message = " ".join(str(error.args[0]).replace("\\n", " ").replace("\\", "").split())
         _exit(f"{_blamed_flag(argv, message)}: {message}")
+
+
+def _with_underscores(argument: str) -> str:
+    """`--max-steps=3` is `--max_steps=3`; names inside a config stay as they are."""
+    name, equals, value = argument[2:].partition("=")
+    if not argument.startswith("--") or "." in name:
+        return argument
+    return f"--{name.replace('-', '_')}{equals}{value}"
 
 
 def _blamed_flag(argv: list[str], message: str) -> str:

@@ -11,6 +11,7 @@ import math
 import typing
 from collections.abc import Mapping
 
+from glm_jax.config_checks import check
 from glm_jax.errors import UserError
 
 
@@ -33,7 +34,6 @@ class ModelConfig:
     activation: str = "gelu_tanh"  # gelu_tanh | gelu (erf)
     tie_embeddings: bool = True
     init_std: float = 0.02  # outputs of attention and mlp: init_std / sqrt(2 * num_layers)
-    embedding_gradient_shrink: float = 1.0  # share of the gradient that reaches the token table
     embedding_dropout: float = 0.0
     output_dropout: float = 0.0  # on both sublayer outputs
     dtype: str = "bfloat16"  # of activations and matrix products
@@ -93,12 +93,19 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW with warm-up and cosine decay (GLM_2021 recipes are presets of these numbers)."""
+    """The update rule and its schedule (the GLM 2021 recipes are presets of these numbers).
 
+    Regexes are searched in parameter names such as `layers/attention/query/kernel`; one that
+    matches no parameter is an error.
+    """
+
+    name: str = "adamw"  # adamw | adafactor | muon
     learning_rate: float = 4e-4
+    schedule: str = "cosine"  # cosine | linear | wsd (warm-up, stable, decay) | constant
     warmup_steps: int = 1000
     decay_steps: int = 0  # length of warm-up and decay together; 0: training.steps
-    final_ratio: float = 0.1  # learning rate at the end, as a share of the peak
+    cooldown_steps: int = 0  # wsd: length of the linear decay at the end of decay_steps
+    final_ratio: float = 0.1  # learning rate at the end, as a share of the peak; constant: unused
     b1: float = 0.9
     b2: float = 0.98
     eps: float = 1e-6
@@ -108,7 +115,15 @@ class OptimizerConfig:
         "bias$",
         "scale$",
     )  # and of those that do not; together all of them
+    learning_rate_factors: tuple[str, ...] = ()  # "regex=factor"; parameters not named: 1
+    frozen: tuple[str, ...] = ()  # regexes of parameters that are never updated
+    muon: tuple[str, ...] = (
+        "layers/.*kernel$",
+    )  # name = muon: matrices it updates; the rest: adamw
+    muon_momentum: float = 0.95
+    muon_rms: float = 0.2  # root mean square of a Muon update: AdamW's learning rates fit as is
     clip_norm: float = 1.0
+    ema_decay: float = 0.0  # of the moving average of the parameters; 0: none is kept
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,9 +131,37 @@ class TrainingConfig:
     steps: int = 1000
     batch_size: int = 256  # rows per step, over all devices and accumulation steps
     accumulation_steps: int = 1
+    z_loss: float = 0.0  # weight of log(sum(exp(logits)))^2 (PaLM: 1e-4)
+    embedding_gradient_shrink: tuple[float, ...] = (1.0,)
+    # share of the gradient that reaches the token table through the input (GLM-130B: 0.1)
+    embedding_gradient_shrink_steps: tuple[int, ...] = (0,)
+    # the steps at which those shares hold; linear in between
     log_every: int = 10
     eval_every: int = 500  # 0: only at the end
     eval_rows: int = 512  # validation rows, at most one pass over the validation split
+
+
+@dataclasses.dataclass(frozen=True)
+class BadStepsConfig:
+    """Steps that are skipped: parameters and optimizer stay as they were."""
+
+    sigma: float = 6.0  # a loss or gradient norm so many deviations above the mean is a spike;
+    # 0: only a loss or gradient that is not finite is bad
+    window: int = 128  # good steps that mean and deviation are over; judged from half of them on
+    max_consecutive: int = 10  # bad steps in a row, after which
+    action: str = "stop"  # stop | rewind: back to the last checkpoint before them
+    rewind_skip_steps: int = 200  # batches after that checkpoint that are left out, at least
+    max_rewinds: int = 3  # in one session, then it stops
+
+
+@dataclasses.dataclass(frozen=True)
+class LoggingConfig:
+    """Where figures go beside the terminal and metrics.jsonl, and what is filled on the way."""
+
+    samples: tuple[str, ...] = ()  # texts with blanks that every validation fills, for the report
+    tensorboard: bool = False  # also write event files to <workdir>/tensorboard
+    wandb: str = "off"  # off | offline | online
+    wandb_project: str = "glm-jax"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,6 +192,8 @@ class Config:
     data: DataConfig = DataConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     training: TrainingConfig = TrainingConfig()
+    bad_steps: BadStepsConfig = BadStepsConfig()
+    logging: LoggingConfig = LoggingConfig()
     mesh: MeshConfig = MeshConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
 
@@ -170,11 +215,7 @@ def from_dict(values: Mapping) -> Config:
       UserError: unknown key, ill-typed value, or a combination that cannot run.
     """
     config = _section(Config, values, prefix="")
-    _require(config.seed >= 0, f"seed must not be negative, got {config.seed}")
-    _check_model(config.model)
-    _check_objective(config.objective)
-    _check_data(config)
-    _check_training(config)
+    check(config)
     return config
 
 
@@ -215,105 +256,7 @@ def _ill_typed(name: str, expected: str, value) -> UserError:
     return UserError(f"config.{name} must be {expected}, got {type(value).__name__} {value!r}")
 
 
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise UserError(f"config.{message}")
-
-
-def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    _require(value in allowed, f"{name} must be one of {', '.join(allowed)}, got {value!r}")
-
-
-def _positive(section: str, values, *names: str) -> None:
-    for name in names:
-        value = getattr(values, name)
-        _require(value > 0, f"{section}.{name} must be positive, got {value}")
-
-
-def _not_negative(section: str, values, *names: str) -> None:
-    for name in names:
-        value = getattr(values, name)
-        _require(value >= 0, f"{section}.{name} must not be negative, got {value}")
-
-
-def _in_unit(name: str, value: float) -> None:
-    _require(0.0 <= value <= 1.0, f"{name} must be in [0, 1], got {value}")
-
-
-def _check_model(m: ModelConfig) -> None:
-    _positive("model", m, "num_layers", "hidden_dim", "num_heads", "mlp_dim", "max_positions")
-    _positive("model", m, "vocab_multiple", "rope_base", "norm_eps", "init_std")
-    _not_negative("model", m, "vocab_size", "deepnorm_alpha")
-    _one_of("model.position", m.position, ("learned_2d", "rope_2d"))
-    _one_of("model.residual", m.residual, ("pre", "deepnorm"))
-    _one_of("model.activation", m.activation, ("gelu", "gelu_tanh"))
-    _one_of("model.remat", m.remat, ("none", "full"))
-    for name in ("dtype", "param_dtype"):
-        _one_of(f"model.{name}", getattr(m, name), ("float32", "bfloat16", "float64"))
-    _in_unit("model.embedding_gradient_shrink", m.embedding_gradient_shrink)
-    for name in ("embedding_dropout", "output_dropout"):
-        rate = getattr(m, name)
-        _require(0.0 <= rate < 1.0, f"model.{name} must be in [0, 1), got {rate}")
-    _require(
-        m.hidden_dim % m.num_heads == 0,
-        f"model.hidden_dim {m.hidden_dim} is not divisible by model.num_heads {m.num_heads}",
-    )
-    _require(
-        m.position != "rope_2d" or m.head_dim % 4 == 0,
-        f"model.position rope_2d needs a head dimension divisible by 4, got {m.head_dim}",
-    )
-
-
-def _check_objective(o: ObjectiveConfig) -> None:
-    weights = (o.token_weight, o.sentence_weight, o.document_weight)
-    _require(
-        min(weights) >= 0 and sum(weights) > 0,
-        f"objective weights must be >= 0 with a positive sum, got {weights}",
-    )
-    _one_of("objective.span_sampling", o.span_sampling, ("fixed", "budget"))
-    _require(
-        0 < o.mask_ratio < 1, f"objective.mask_ratio must be between 0 and 1, got {o.mask_ratio}"
-    )
-    for name in ("document_min_ratio", "document_infill_prob"):
-        _in_unit(f"objective.{name}", getattr(o, name))
-    _positive("objective", o, "span_length_mean", "max_span_length", "tokens_per_sentence_blank")
-
-
-def _check_data(config: Config) -> None:
-    data = config.data
-    _require(data.seq_length >= 16, f"data.seq_length must be at least 16, got {data.seq_length}")
-    if config.model.position == "learned_2d":
-        _require(
-            data.seq_length <= config.model.max_positions,
-            f"data.seq_length {data.seq_length} is longer than the position table "
-            f"(model.max_positions {config.model.max_positions})",
-        )
-    _not_negative("data", data, "num_workers")
-    _positive("data", data, "prefetch")
-    for name, source in data.sources.items():
-        _require(
-            source.weight > 0, f"data.sources.{name}.weight must be positive, got {source.weight}"
-        )
-
-
-def _check_training(config: Config) -> None:
-    t, o, c = config.training, config.optimizer, config.checkpoint
-    _positive("training", t, "steps", "batch_size", "accumulation_steps", "log_every", "eval_rows")
-    _not_negative("training", t, "eval_every")
-    _require(
-        t.batch_size % t.accumulation_steps == 0,
-        f"training.batch_size {t.batch_size} is not divisible by "
-        f"training.accumulation_steps {t.accumulation_steps}",
-    )
-    _positive("optimizer", o, "learning_rate", "eps", "clip_norm")
-    _not_negative("optimizer", o, "warmup_steps", "decay_steps", "weight_decay")
-    for name in ("final_ratio", "b1", "b2"):
-        _in_unit(f"optimizer.{name}", getattr(o, name))
-    _positive("checkpoint", c, "every", "keep_latest")
-    _not_negative("checkpoint", c, "keep_every", "keep_best")
-
-
-_FREE_SECTIONS = ("optimizer", "training", "mesh", "checkpoint")
+_FREE_SECTIONS = ("optimizer", "training", "bad_steps", "logging", "mesh", "checkpoint")
 _FREE_FIELDS = ("model.remat", "model.scan_layers", "model.attention_backend", "data.dir")
 _FREE_FIELDS += ("data.tokenizer", "data.num_workers", "data.prefetch")
 
@@ -341,10 +284,11 @@ def with_vocab_size(config: Config, tokenizer_size: int) -> Config:
       UserError: the configured vocabulary is smaller than the tokenizer.
     """
     model = config.model
-    _require(
-        model.vocab_size == 0 or model.vocab_size >= tokenizer_size,
-        f"model.vocab_size {model.vocab_size} is smaller than the tokenizer ({tokenizer_size})",
-    )
+    if 0 < model.vocab_size < tokenizer_size:
+        raise UserError(
+            f"config.model.vocab_size {model.vocab_size} is smaller than the tokenizer "
+            f"({tokenizer_size})"
+        )
     rows = model.vocab_size or -(-tokenizer_size // model.vocab_multiple) * model.vocab_multiple
     return dataclasses.replace(config, model=dataclasses.replace(model, vocab_size=rows))
 

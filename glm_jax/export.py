@@ -29,7 +29,7 @@ from glm_jax.hub.model_files import MODEL_TYPE, write_model_files
 from glm_jax.hub.tokenizer_files import write_tokenizer
 from glm_jax.layouts.io import write_tensors
 from glm_jax.model import glm
-from glm_jax.model.decoding import Filler
+from glm_jax.model.decoding import DecodingOptions, Filler
 from glm_jax.objective import infill
 from glm_jax.tokenizer import SPECIAL_PIECES, SpecialTokens, Tokenizer
 from glm_jax.training.checkpoint import load_params
@@ -188,7 +188,7 @@ def verify(
         checks = [_compare_logits(config, params, model, length) for length in lengths]
         hub_tokenizer = transformers.AutoTokenizer.from_pretrained(out, trust_remote_code=False)
         new_tokens = min(_MAX_NEW_TOKENS, config.max_positions)
-        ours = Filler(config, params, tokenizer).fill(_TEXTS, new_tokens)
+        ours = Filler(config, params, tokenizer).fill(_TEXTS, DecodingOptions(new_tokens))
         theirs = model.fill_blanks(hub_tokenizer, _TEXTS, new_tokens, do_sample=False)
     return [*checks, _compare_answers(ours, theirs)]
 

@@ -6,6 +6,10 @@ Inputs are `.jsonl` (objects with `text` and, optionally, `language`) or `.txt` 
 line), gzipped or not. DATA gets a TFDS array_record dataset `<language>/<version>` per language
 with the splits train and validation, a copy of the tokenizer, and manifest.json. Documents are
 shuffled once, here. DATA appears only when it is complete.
+
+  python -m glm_jax.prepare --show_rows=400:408 --workdir=RUN
+
+prints training rows of a run, such as those of a step that metrics.jsonl calls bad.
 """
 
 import dataclasses
@@ -23,11 +27,14 @@ from rich import console, progress
 
 from glm_jax import cli
 from glm_jax.data import sources
+from glm_jax.data.dataset import open_dataset
+from glm_jax.data.show import show_row
 from glm_jax.documents import Counts, Document, read_documents
 from glm_jax.errors import UserError
 from glm_jax.folders import written_whole
 from glm_jax.language import LANGUAGES
 from glm_jax.tokenizer import INFO_FILE, MODEL_FILE, Tokenizer
+from glm_jax.training.run_folder import load_config
 
 FLAGS = flags.FLAGS
 
@@ -74,10 +81,16 @@ def define_flags() -> None:
         "At a faulty line: stop, or leave it out and count it.",
     )
     flags.DEFINE_bool("overwrite", False, "Replace an earlier dataset at --out.")
-    flags.mark_flags_as_required(["input", "tokenizer", "out"])
+    flags.DEFINE_string("show_rows", None, "FIRST:END, training rows of --workdir to print.")
+    flags.DEFINE_string("workdir", None, "The run whose rows --show_rows prints.")
 
 
 def main() -> None:
+    if FLAGS.show_rows:
+        show_rows(FLAGS.show_rows, pathlib.Path(cli.required("workdir")))
+        return
+    for name in ("input", "tokenizer", "out"):
+        cli.required(name)
     options = Options(FLAGS.language, FLAGS.validation_share, FLAGS.seed, FLAGS.on_error)
     manifest = prepare(FLAGS.input, FLAGS.tokenizer, FLAGS.out, options, overwrite=FLAGS.overwrite)
     print(_summary(manifest))
@@ -117,6 +130,24 @@ def prepare(
         }
         (partial / MANIFEST_FILE).write_text(json.dumps(manifest, indent=2) + "\n")
     return manifest
+
+
+def show_rows(which: str, workdir: pathlib.Path) -> None:
+    """Prints the training rows `FIRST:END` of a run.
+
+    Raises:
+      UserError: no such range, run or data.
+    """
+    first, _, end = which.partition(":")
+    if not (first.isdecimal() and end.isdecimal() and int(first) < int(end)):
+        raise UserError(f"--show_rows must be FIRST:END with FIRST < END, got {which!r}")
+    config = load_config(workdir)
+    tokenizer = Tokenizer.load(workdir / "tokenizer")
+    dataset = open_dataset(config, tokenizer)
+    terminal = console.Console(soft_wrap=True, highlight=False)
+    for index in range(int(first), int(end)):
+        row = dataset.train[index]
+        terminal.print(show_row(index, row, sorted(config.data.sources), tokenizer))
 
 
 class _Corpus:

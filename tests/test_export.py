@@ -279,5 +279,7 @@ def test_a_fresh_process_needs_torch_and_transformers_only(tokenizer, tmp_path, 
     )
     assert ran.returncode == 0, ran.stderr
     config = dataclasses.replace(LEARNED, dtype="float32")
-    filled = export.Filler(config, params, tokenizer).fill(["The [MASK] sat on [MASK]."], 4)[0]
+    filled = export.Filler(config, params, tokenizer).fill(
+        ["The [MASK] sat on [MASK]."], export.DecodingOptions(4)
+    )[0]
     assert json.loads(ran.stdout.splitlines()[-1]) == filled.token_ids

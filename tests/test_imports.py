@@ -14,7 +14,9 @@ ALLOWED = {
     "batch": set(),
     "language": set(),
     "folders": {"errors"},
-    "config": {"errors"},
+    "versions": set(),
+    "config": {"errors", "config_checks"},
+    "config_checks": {"errors", "config"},
     "documents": {"errors", "language"},
     "tokenizer": {"errors", "folders", "language"},
     "cli": BASE,
@@ -23,14 +25,17 @@ ALLOWED = {
     "parallel": BASE,
     "ops": BASE | {"parallel"},
     "model": BASE | {"tokenizer", "parallel", "ops"},
-    "training": BASE | {"tokenizer", "folders", "parallel", "ops", "model"},
+    "training": BASE | {"tokenizer", "folders", "versions", "parallel", "ops", "model"},
+    "reporting": BASE | {"language", "training"},
+    "tasks": TEXT | {"model", "parallel"},
     "layouts": BASE | {"model"},
     "hub": BASE | {"tokenizer", "layouts"},
     "almanac": BASE | {"cli", "folders", "language"},
 }
-VERBS = {"prepare", "train", "evaluate", "fill", "export"}
-NO_JAX = {"objective", "config", "tokenizer", "documents", "language", "errors", "batch"}
-LIGHT = {"config", "objective", "ops", "model", "batch", "tokenizer", "parallel"}
+VERBS = {"prepare", "train", "evaluate", "fill", "export", "report"}
+NO_JAX = {"objective", "config", "config_checks", "tokenizer", "documents", "language"}
+NO_JAX |= {"errors", "batch"}
+LIGHT = {"config", "config_checks", "objective", "ops", "model", "batch", "tokenizer", "parallel"}
 HEAVY = {"tensorflow_datasets", "grain", "orbax", "ml_collections", "tensorflow"}
 
 FILES = sorted(PACKAGE.rglob("*.py"))

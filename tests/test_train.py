@@ -16,7 +16,7 @@ from glm_jax.training.checkpoint import load_params
 
 
 def run(config: Config, workdir: Path, num_devices: int = 1):
-    return train.run(config, workdir, jax.devices()[:num_devices])
+    return train.run(config, workdir, devices=jax.devices()[:num_devices])
 
 
 def lines(workdir: Path, kind: str) -> list[dict]:
@@ -66,6 +66,31 @@ def test_log_and_checkpoint_say_what_was_done(run_config, ten_steps):
     for ours, theirs in zip(jax.tree.leaves(params), jax.tree.leaves(state.params), strict=True):
         assert isinstance(ours, np.ndarray)
         np.testing.assert_array_equal(ours, theirs)
+
+
+def test_samples_are_filled_at_every_validation(run_config, ten_steps, tmp_path):
+    config = changed(run_config, "logging", samples=("Gold is [MASK], 金是[MASK]。",))
+    config = changed(config, "optimizer", ema_decay=0.5)
+    run(config, tmp_path / "run")
+    filled = {line["step"]: line["filled"] for line in lines(tmp_path / "run", "samples")}
+    assert set(filled) == {5, 10}
+    ((first, _, second, _, third),) = filled[10]
+    assert (first, second, third) == ("Gold is", ", 金是", "。")
+    figures = lines(tmp_path / "run", "validation")[-1]
+    assert figures["loss"] == lines(ten_steps[0], "validation")[-1]["loss"]
+    assert figures["loss_ema"] != figures["loss"]
+
+
+def test_a_run_says_how_it_began_and_ended(ten_steps, five_steps, run_config):
+    (started,) = lines(ten_steps[0], "started")
+    assert started["versions"]["jax"] == jax.__version__
+    assert (started["num_devices"], started["mesh"]) == (1, "data=1 x fsdp=1 x model=1")
+    assert [line["reason"] for line in lines(ten_steps[0], "stopped")] == ["done"]
+    assert [line["step"] for line in lines(ten_steps[0], "saved")] == [5, 10]
+    run(run_config, five_steps)
+    (resumed,) = lines(five_steps, "resumed")
+    assert (resumed["step"], resumed["next_row"]) == (5, 20)
+    assert resumed["num_params"] == started["num_params"]
 
 
 def test_running_again_after_the_end_changes_nothing(run_config, ten_steps):
@@ -128,9 +153,13 @@ def test_bfloat16_with_everything_on(run_config, ten_steps, tmp_path):
 @pytest.mark.parametrize(
     ("section", "fields", "message"),
     [
-        ("model", {"num_layers": 3}, "config.model.num_layers is 2 there and 3 here"),
-        ("objective", {"mask_ratio": 0.2}, "config.objective.mask_ratio is 0.15 there"),
-        ("data", {"seq_length": 80}, "config.data.seq_length is 64 there and 80 here"),
+        ("model", {"num_layers": 3}, "config.model.num_layers: 2 -> 3 .its checkpoints do not fit"),
+        (
+            "objective",
+            {"mask_ratio": 0.2},
+            "config.objective.mask_ratio: 0.15 -> 0.2 .--allow_config",
+        ),
+        ("data", {"seq_length": 80}, "config.data.seq_length: 64 -> 80 .--allow_config_change"),
     ],
 )
 def test_a_workdir_of_another_run_is_refused(run_config, ten_steps, section, fields, message):

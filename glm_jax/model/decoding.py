@@ -1,5 +1,6 @@
-"""Filling blanks: greedy decoding of Part B with a key-value cache, under one jit."""
+"""Filling blanks: Part A is read once, then the answers one after another, under one jit."""
 
+import dataclasses
 import functools
 import re
 from collections.abc import Sequence
@@ -11,11 +12,13 @@ import numpy as np
 
 from glm_jax.config import ModelConfig
 from glm_jax.errors import UserError
-from glm_jax.model import glm
+from glm_jax.model import beam_search, glm, sampling
+from glm_jax.model.attention import KVCache
+from glm_jax.model.sampling import DecodingOptions
+from glm_jax.parallel.sharding import Sharding, constrain
 from glm_jax.tokenizer import SpecialTokens, Tokenizer
 
 _BLANK = re.compile(r"\s*(\[MASK\]|\[sMASK\]|\[gMASK\])")
-BATCH = 16  # texts decoded together
 _LENGTH_MULTIPLE = 32  # contexts are padded to it, so that few shapes are compiled
 
 
@@ -38,69 +41,153 @@ class Context(NamedTuple):
     blanks: list[int]
 
 
+class _Rows(NamedTuple):
+    """A batch of contexts, padded on the right."""
+
+    tokens: np.ndarray  # int32 [B, A]
+    length: np.ndarray  # int32 [B]
+    blanks: np.ndarray  # int32 [B, N], index of each row's n-th mask token, -1: it has fewer
+    draws: np.ndarray  # uint32 [B, 2]
+
+
+class Draw(NamedTuple):
+    """Names the random numbers of an answer: the text's index in the whole input, and which sample.
+
+    Both at least 0 and below 2^32.
+    """
+
+    text: int
+    sample: int = 0
+
+
 class Filler:
-    """Greedy decoding with a key-value cache; several blanks are filled from left to right."""
+    """Fills blanks with a key-value cache; several blanks of a text from left to right.
 
-    def __init__(self, config: ModelConfig, params: dict, tokenizer: Tokenizer):
+    An answer depends on its text, the options and its `Draw`, not on the texts beside it (up to
+    rounding: contexts are padded to the longest beside them).
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        params: dict,
+        tokenizer: Tokenizer,
+        sharding: Sharding | None = None,
+        batch_size: int = 16,
+    ):
+        """Moves the parameters to the device, or over the mesh.
+
+        Args:
+          params: nested dict of arrays with the names of `glm.abstract_params`.
+          sharding: parameters by its rules, texts over data x fsdp, heads over model; None: one
+            device.
+          batch_size: texts decoded together; rounded up to what the mesh divides.
+        """
         self._config = config
-        self._params = jax.tree.map(jnp.asarray, params)
         self._tokenizer = tokenizer
-        self._forbidden = _forbidden_ids(config.vocab_size, tokenizer)
+        self._sharding = sharding
+        self._forbidden = sampling.forbidden_ids(config.vocab_size, tokenizer)
+        if sharding is None:
+            self._params, self.batch_size = jax.tree.map(jnp.asarray, params), batch_size
+        else:
+            self._params = jax.device_put(params, sharding.tree(*glm.abstract_params(config)))
+            self.batch_size = -(-batch_size // sharding.batch_size) * sharding.batch_size
 
-    def fill(self, texts: Sequence[str], max_new_tokens: int) -> list[Filled]:
+    def fill(
+        self, texts: Sequence[str], options: DecodingOptions, draws: Sequence[Draw] | None = None
+    ) -> list[Filled]:
         """Fills every blank of every text; later blanks see the answers to earlier ones.
 
-        Raises:
-          UserError: a text without a blank, or longer than the position table.
-        """
-        contexts = [encode_context(text, self._tokenizer) for text in texts]
-        for context in contexts:
-            self._check_length(context, max_new_tokens)
-        filled = []
-        for start in range(0, len(texts), BATCH):
-            answers = self._generate(contexts[start : start + BATCH], max_new_tokens)
-            for text, ids in zip(texts[start : start + BATCH], answers, strict=True):
-                strings = [self._tokenizer.decode(span) for span in ids]
-                parts = _BLANK.split(text)
-                parts[1::2] = strings
-                filled.append(Filled(parts, strings, ids))
-        return filled
+        Args:
+          draws: one for each text; by default its index in `texts`.
 
-    def _check_length(self, context: Context, max_new_tokens: int) -> None:
-        longest = max(len(context.tokens), max_new_tokens)
+        Raises:
+          UserError: a text without a blank, or longer than the position table; logits that are not
+            finite.
+        """
+        for text in texts:
+            self._read_text(text, options)
+        results = self.try_fill(texts, options, draws)
+        for result in results:
+            if isinstance(result, UserError):
+                raise result
+        return results
+
+    def try_fill(
+        self, texts: Sequence[str], options: DecodingOptions, draws: Sequence[Draw] | None = None
+    ) -> list[Filled | UserError]:
+        """As `fill`, with the error of a text in its place; the others are filled."""
+        draws = [Draw(i) for i in range(len(texts))] if draws is None else draws
+        results: list = [self._try_read(text, options) for text in texts]
+        good = [i for i, result in enumerate(results) if isinstance(result, Context)]
+        for start in range(0, len(good), self.batch_size):
+            rows = good[start : start + self.batch_size]
+            answers = self._decode([results[i] for i in rows], [draws[i] for i in rows], options)
+            for i, ids in zip(rows, answers, strict=True):
+                results[i] = self._filled(texts[i], ids)
+        return results
+
+    def _try_read(self, text: str, options: DecodingOptions) -> Context | UserError:
+        try:
+            return self._read_text(text, options)
+        except UserError as error:
+            return error
+
+    def _read_text(self, text: str, options: DecodingOptions) -> Context:
+        context = encode_context(text, self._tokenizer)
+        longest = max(len(context.tokens), options.max_new_tokens)
         if self._config.position == "learned_2d" and longest > self._config.max_positions:
             raise UserError(
                 f"{longest} tokens are more than the position table holds "
                 f"(model.max_positions {self._config.max_positions})"
             )
+        return context
 
-    def _generate(self, contexts: list[Context], max_new_tokens: int) -> list[list[list[int]]]:
-        length = max(len(context.tokens) for context in contexts)
-        num_blanks = max(len(context.blanks) for context in contexts)
-        shape = (BATCH, -(-length // _LENGTH_MULTIPLE) * _LENGTH_MULTIPLE)
-        tokens = np.full(shape, self._tokenizer.special.pad, np.int32)
-        context_length = np.zeros(BATCH, np.int32)
-        blanks = np.full((num_blanks, BATCH), -1, np.int32)
-        for row, context in enumerate(contexts):
-            tokens[row, : len(context.tokens)] = context.tokens
-            context_length[row] = len(context.tokens)
-            blanks[: len(context.blanks), row] = context.blanks
-        spans, lengths = jax.device_get(
-            _decode(
-                self._config,
-                self._tokenizer.special,
-                max_new_tokens,
-                self._params,
-                self._forbidden,
-                tokens,
-                context_length,
-                blanks,
-            )
-        )
+    def _filled(self, text: str, ids: list[list[int]] | None) -> Filled | UserError:
+        if ids is None:
+            return UserError(f"the model's logits are not finite for the text {text[:60]!r}")
+        answers = [self._tokenizer.decode(span) for span in ids]
+        parts = _BLANK.split(text)
+        parts[1::2] = answers
+        return Filled(parts, answers, ids)
+
+    def _decode(
+        self, contexts: list[Context], draws: list[Draw], options: DecodingOptions
+    ) -> list[list[list[int]] | None]:
+        """Token ids of the answers; None for a text whose logits were not finite."""
+        rows = self._rows(contexts, draws)
+        key = jax.random.key(np.uint32(options.seed))
+        options = dataclasses.replace(options, seed=0)  # another seed compiles nothing
+        arguments = (self._config, self._tokenizer.special, options, self._params, self._forbidden)
+        if self._sharding is None:
+            answers = _decode(*arguments, key, rows)
+        else:
+            with self._sharding.activate():
+                answers = _decode(*arguments, key, self._sharding.place(rows))
+        tokens, length, finite = jax.device_get(answers)
         return [
-            [spans[n, row, : lengths[n, row]].tolist() for n in range(len(context.blanks))]
+            [tokens[n, row, : length[n, row]].tolist() for n in range(len(context.blanks))]
+            if finite[:, row].all()
+            else None
             for row, context in enumerate(contexts)
         ]
+
+    def _rows(self, contexts: list[Context], draws: list[Draw]) -> _Rows:
+        length = max(len(context.tokens) for context in contexts)
+        num_blanks = max(len(context.blanks) for context in contexts)
+        shape = (self.batch_size, -(-length // _LENGTH_MULTIPLE) * _LENGTH_MULTIPLE)
+        rows = _Rows(
+            tokens=np.full(shape, self._tokenizer.special.pad, np.int32),
+            length=np.zeros(self.batch_size, np.int32),
+            blanks=np.full((self.batch_size, num_blanks), -1, np.int32),
+            draws=np.zeros((self.batch_size, 2), np.uint32),
+        )
+        for row, context in enumerate(contexts):
+            rows.tokens[row, : len(context.tokens)] = context.tokens
+            rows.length[row] = len(context.tokens)
+            rows.blanks[row, : len(context.blanks)] = context.blanks
+            rows.draws[row] = draws[row]
+        return rows
 
 
 def encode_context(text: str, tokenizer: Tokenizer) -> Context:
@@ -133,78 +220,75 @@ def encode_context(text: str, tokenizer: Tokenizer) -> Context:
 def _decode(
     config: ModelConfig,
     special: SpecialTokens,
-    max_new_tokens: int,
+    options: DecodingOptions,
     params: dict,
     forbidden: jax.Array,
-    tokens: jax.Array,
-    context_length: jax.Array,
-    blanks: jax.Array,
-) -> tuple[jax.Array, jax.Array]:
-    """Spans int32 [N, B, max_new_tokens] and their lengths [N, B].
+    key: jax.Array,
+    rows: _Rows,
+) -> sampling.Answer:
+    """The answers to every blank, [N, B] in front.
 
     Args:
       forbidden: bool [V], ids that are never generated.
-      tokens: int32 [B, A], contexts padded on the right; context_length int32 [B].
-      blanks: int32 [N, B], index of each row's n-th mask token, -1 where it has fewer.
+      key: of the seed.
     """
-    batch, slots = tokens.shape
-    cache = glm.empty_cache(config, batch, slots + blanks.shape[0] * (max_new_tokens + 1))
-    cache = _read_context(config, params, cache, tokens, context_length)
+    rules = sampling.Rules(options, special, forbidden)
+    read = functools.partial(_read_answer, config, params)
+    keys = jax.vmap(lambda draw: jax.random.fold_in(jax.random.fold_in(key, draw[0]), draw[1]))(
+        rows.draws
+    )
 
-    def fill_blank(cache, mask_position):
-        def one_token(carry):
-            cache, token, count, active, span = carry
-            logits, cache = glm.apply_cached(
-                config,
-                params,
-                cache,
-                token[:, None],
-                mask_position[:, None],
-                count[:, None] + 1,
-                jnp.zeros((batch, 1), jnp.int32),
-                cache.length[:, None] + 1,
-            )
-            cache = cache._replace(length=cache.length + active)
-            token = jnp.argmax(jnp.where(forbidden, -jnp.inf, logits[:, 0]), -1).astype(jnp.int32)
-            active &= (token != special.eop) & (token != special.eos)
-            at = (jnp.arange(batch), jnp.where(active, count, max_new_tokens))
-            span = span.at[at].set(token, mode="drop")
-            count += active
-            return cache, token, count, active & (count < max_new_tokens), span
+    def fill_blank(cache: KVCache, blank: tuple[jax.Array, jax.Array]):
+        index, mask_position = blank
+        if options.num_beams > 1:
+            return beam_search.search(read, rules, cache, mask_position)
+        blank_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, index)
+        return sampling.sample(read, rules, cache, mask_position, blank_keys)
 
-        start = (
-            cache,
-            jnp.full(batch, special.sop, jnp.int32),
-            jnp.zeros(batch, jnp.int32),
-            mask_position >= 0,
-            jnp.zeros((batch, max_new_tokens), jnp.int32),
-        )
-        cache, _, count, _, span = jax.lax.while_loop(lambda c: c[3].any(), one_token, start)
-        return cache, (span, count)
-
-    return jax.lax.scan(fill_blank, cache, blanks)[1]
+    num_blanks = rows.blanks.shape[1]
+    cache = _read_context(config, params, rows, num_blanks * options.max_new_tokens)
+    return jax.lax.scan(fill_blank, cache, (jnp.arange(num_blanks), rows.blanks.T))[1]
 
 
-def _read_context(config, params, cache, tokens, context_length):
-    position = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-    inside = position < context_length[:, None]
+def _read_context(config: ModelConfig, params: dict, rows: _Rows, num_slots: int) -> KVCache:
+    """The cache of Part A, with `num_slots` more slots."""
+    batch, slots = rows.tokens.shape
+    cache = glm.empty_cache(config, batch, slots + num_slots)
+    axes = ("layers", "batch", "sequence", "heads", "head_dim")
+    cache = cache._replace(key=constrain(cache.key, *axes), value=constrain(cache.value, *axes))
+    position = jnp.broadcast_to(jnp.arange(slots), rows.tokens.shape)
+    inside = position < rows.length[:, None]
     _, cache = glm.apply_cached(
         config,
         params,
         cache,
-        tokens,
+        rows.tokens,
         jnp.where(inside, position, 0),
-        jnp.zeros_like(tokens),
-        jnp.zeros_like(tokens),
-        jnp.where(inside, context_length[:, None], 0),
+        jnp.zeros_like(rows.tokens),
+        jnp.zeros_like(rows.tokens),
+        jnp.where(inside, rows.length[:, None], 0),
     )
-    return cache._replace(length=context_length)
+    return cache._replace(length=rows.length)
 
 
-def _forbidden_ids(vocab_size: int, tokenizer: Tokenizer) -> jax.Array:
-    """Rows that only pad the embedding table, and control symbols that end nothing."""
-    special = tokenizer.special
-    forbidden = np.arange(vocab_size) >= tokenizer.vocab_size
-    forbidden[tokenizer.control_ids] = True
-    forbidden[[special.eop, special.eos]] = False
-    return jnp.asarray(forbidden)
+def _read_answer(
+    config: ModelConfig,
+    params: dict,
+    cache: KVCache,
+    tokens: jax.Array,
+    mask_position: jax.Array,
+    first: jax.Array,
+) -> tuple[jax.Array, KVCache]:
+    """See `sampling.Read`."""
+    slot = jnp.broadcast_to(first + jnp.arange(tokens.shape[1]), tokens.shape)
+    logits, read = glm.apply_cached(
+        config,
+        params,
+        cache._replace(length=cache.length + first),
+        tokens,
+        jnp.broadcast_to(mask_position[:, None], tokens.shape),
+        slot + 1,
+        jnp.zeros_like(tokens),
+        cache.length[:, None] + slot + 1,
+    )
+    return logits, read._replace(length=cache.length)

@@ -77,7 +77,14 @@ class GLM(nnx.Module):
             self.head = Head(config, rngs)
 
     def __call__(
-        self, tokens, position, block_position, visibility, dropout_key=None, cache=None
+        self,
+        tokens,
+        position,
+        block_position,
+        visibility,
+        dropout_key=None,
+        cache=None,
+        embedding_gradient_share=None,
     ) -> tuple[jax.Array, KVCache | None]:
         """Hidden states [B, T, D] after the final norm, and the updated cache.
 
@@ -86,12 +93,13 @@ class GLM(nnx.Module):
           visibility: key ranges [B, T]; with a cache they count its slots.
           dropout_key: None switches dropout off.
           cache: keys and values of earlier slots; this call writes its own after them.
+          embedding_gradient_share: see `apply_hidden`.
         """
         config = self.config
         embedding_key, layers_key = (
             (None, None) if dropout_key is None else jax.random.split(dropout_key)
         )
-        x = self._embed(tokens, position, block_position)
+        x = self._embed(tokens, position, block_position, embedding_gradient_share)
         x = dropout(x, config.embedding_dropout, embedding_key)
         rope = None
         if config.position == "rope_2d":
@@ -99,10 +107,11 @@ class GLM(nnx.Module):
         x, cache = self._run_layers(x, visibility, rope, layers_key, cache)
         return self.final_norm(x), cache
 
-    def _embed(self, tokens, position, block_position):
-        dtype, share = jnp.dtype(self.config.dtype), self.config.embedding_gradient_shrink
+    def _embed(self, tokens, position, block_position, share):
+        dtype = jnp.dtype(self.config.dtype)
         x = self.token_embedding(tokens, dtype)
-        if share < 1.0:
+        if share is not None:
+            share = jnp.asarray(share, dtype)
             x = share * x + (1.0 - share) * jax.lax.stop_gradient(x)
         if self.config.position == "learned_2d":
             x = x + self.position_embedding(position, dtype)
@@ -159,13 +168,27 @@ def apply_hidden(
     kv_start: jax.Array,
     kv_end: jax.Array,
     dropout_key: jax.Array | None = None,
+    embedding_gradient_share: jax.Array | None = None,
 ) -> jax.Array:
-    """Hidden states [B, T, D] of rows; all integer arguments are int32 [B, T]."""
+    """Hidden states [B, T, D] of rows; all integer arguments are int32 [B, T].
+
+    Args:
+      dropout_key: None switches dropout off.
+      embedding_gradient_share: a scalar in [0, 1], the share of the gradient that reaches the token
+        table through the input (GLM-130B, arXiv 2210.02414, section 2.2); None for all of it.
+    """
     bounds = block_bounds(
         kv_start, kv_end, tokens.shape[1], backend=config.attention_backend, mesh=active_mesh()
     )
     visibility = Visibility(kv_start, kv_end, bounds)
-    hidden, _ = _bind(config, params)(tokens, position, block_position, visibility, dropout_key)
+    hidden, _ = _bind(config, params)(
+        tokens,
+        position,
+        block_position,
+        visibility,
+        dropout_key,
+        embedding_gradient_share=embedding_gradient_share,
+    )
     return hidden
 
 

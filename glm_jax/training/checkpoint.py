@@ -1,108 +1,78 @@
-"""Checkpoints of a run, behind one file: Orbax writes them, this decides what and when.
+"""Checkpoints of a run: what is saved and when it counts, and which one is restored.
 
-A run's folder holds `config.json` (resolved), `tokenizer/`, `metrics.jsonl` and
-`checkpoints/<step>/` with the items params, opt_state and meta.
+Orbax writes and reads the arrays. A checkpoint counts once its manifest is written, is compared
+with it before it is read, and is set aside, never deleted, if it does not agree. `step_folders`
+says what lies where.
 """
 
-import importlib.metadata
-import json
+import contextlib
+import logging
+import math
 import shutil
+import sys
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from glm_jax.config import CheckpointConfig, Config, from_dict, run_identity, to_dict
+from glm_jax.config import CheckpointConfig, Config, to_dict
 from glm_jax.errors import UserError
-from glm_jax.folders import written_whole
 from glm_jax.model import glm
-from glm_jax.tokenizer import Tokenizer
+from glm_jax.parallel.sharding import Sharding
+from glm_jax.training import manifest, saved_state
+from glm_jax.training import step_folders as folders
+from glm_jax.training.manifest import UNFINISHED, Damaged
+from glm_jax.training.run_folder import load_config
 from glm_jax.training.step import TrainState
+from glm_jax.versions import versions
 
-FORMAT_VERSION = 1
-_PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "sentencepiece")
-
-
-def open_run(workdir: Path, config: Config, tokenizer: Tokenizer) -> None:
-    """Creates the run's folder, or checks that an existing one is this run.
-
-    Raises:
-      UserError: the folder holds something else, or a run with another tokenizer or with a config
-        that would change its rows or parameters.
-    """
-    if not (workdir / "config.json").exists():
-        _create_run(workdir, config, tokenizer)
-        return
-    saved = run_identity(load_config(workdir))
-    for name, value in run_identity(config).items():
-        if saved.get(name) != value:
-            raise UserError(
-                f"--workdir {workdir} holds another run: config.{name} is {saved.get(name)!r} "
-                f"there and {value!r} here"
-            )
-    saved_tokenizer = Tokenizer.load(workdir / "tokenizer")
-    if saved_tokenizer.fingerprint != tokenizer.fingerprint:
-        raise UserError(
-            f"--workdir {workdir} was trained with tokenizer {saved_tokenizer.fingerprint[:12]}, "
-            f"the data has {tokenizer.fingerprint[:12]}"
-        )
-    _write_json(workdir / "config.json", to_dict(config))
+_SPACE_MARGIN = 1.1  # room a save needs, as a multiple of the bytes of the state
 
 
-def _create_run(workdir: Path, config: Config, tokenizer: Tokenizer) -> None:
-    if workdir.exists() and not (workdir.is_dir() and not any(workdir.iterdir())):
-        raise UserError(f"--workdir {workdir} is not empty and holds no run (no config.json)")
-    with written_whole(workdir) as partial:
-        shutil.copytree(tokenizer.dir, partial / "tokenizer")
-        _write_json(partial / "config.json", to_dict(config))
+class SetAside(NamedTuple):
+    """A checkpoint that was moved out of the way."""
+
+    step: int
+    moved_to: Path
+    reason: str  # one line
 
 
-def load_config(workdir: Path) -> Config:
-    """The resolved config of a run.
-
-    Raises:
-      UserError: the folder holds no run.
-    """
-    path = workdir / "config.json"
-    if not path.exists():
-        raise UserError(f"{workdir} holds no run: {path} is missing")
-    return from_dict(json.loads(path.read_text()))
+class Restored(NamedTuple):
+    state: TrainState
+    meta: dict  # what `Checkpoints.save` was told: next_row, data, config, validation, ...
+    set_aside: list[SetAside]
 
 
 class Checkpoints:
-    """Saves and restores a run's state; saving is asynchronous."""
+    """Saves and restores a run's state; saving is asynchronous.
+
+    Opening removes what killed processes left of their saves. The methods are for one thread.
+
+    Raises:
+      UserError: the folder cannot be used.
+    """
 
     def __init__(self, workdir: Path, config: CheckpointConfig):
         self._root = (workdir / "checkpoints").absolute()
-        policies = ocp.checkpoint_managers
-        keep = [policies.LatestN(config.keep_latest)]
-        if config.keep_every:
-            keep.append(policies.EveryNSteps(config.keep_every))
-        if config.keep_best:
-            keep.append(
-                policies.BestN(
-                    get_metric_fn=_validation_loss,
-                    reverse=True,
-                    n=config.keep_best,
-                    keep_checkpoints_without_metrics=False,
-                )
-            )
-        self._manager = ocp.CheckpointManager(
-            self._root,
-            options=ocp.CheckpointManagerOptions(
-                # Not max_to_keep: with best_fn that deletes the latest steps. And best_fn only
-                # because without it the losses are not written, and a resumed run forgets the best.
-                preservation_policy=policies.AnyPreservationPolicy(keep),
-                best_fn=_validation_loss,
-                best_mode="min",
-                cleanup_tmp_directories=True,
-            ),
-        )
+        self._config = config
+        try:
+            self._root.mkdir(parents=True, exist_ok=True)
+            folders.remove_leftovers(self._root)
+        except OSError as error:
+            raise UserError(f"{self._root} cannot be used: {error}") from error
+        logging.getLogger("absl").addFilter(_is_no_traceback_of_orbax)
+        self._orbax = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
+        self._finisher = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._saving: Future | None = None
 
     @property
     def latest_step(self) -> int | None:
-        return max(_complete_steps(self._root), default=None)
+        """The newest step whose save was finished; None if there is none."""
+        return max(folders.finished_steps(self._root), default=None)
 
     def save(
         self,
@@ -112,102 +82,227 @@ class Checkpoints:
         data: dict[str, list],
         validation: dict[str, float] | None,
     ) -> None:
-        """Starts to save a state.
+        """Starts to save a state, once the save before it is finished.
 
         Args:
           next_row: index of the first row that was not trained on, the whole state of the data.
           data: fingerprint of the dataset.
           validation: figures of this very state, if there are any; `loss` ranks checkpoints.
+
+        Raises:
+          UserError: there is no room for it, it cannot be written, or the save before it failed.
         """
-        step = int(state.step)
+        self.wait()
+        step, items = int(state.step), saved_state.items_of(state)
+        folder = self._root / str(step)
         meta = {
-            "format_version": FORMAT_VERSION,
+            "format_version": saved_state.FORMAT_VERSION,
+            "step": step,
+            "saved_at": time.time(),
             "next_row": next_row,
             "data": data,
             "config": to_dict(config),
-            "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
+            "validation": validation and _finite(validation),
+            "arrays": saved_state.array_specs(items),
+            "versions": versions(),
         }
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                params=ocp.args.StandardSave(state.params),
-                opt_state=ocp.args.StandardSave(state.opt_state),
-                meta=ocp.args.JsonSave(meta),
-            ),
-            metrics=None if validation is None else {"loss": validation["loss"]},
-        )
-
-    def restore(
-        self, step: int, abstract: TrainState, shardings: TrainState
-    ) -> tuple[TrainState, dict]:
-        """State of a step, laid out by `shardings` whatever mesh saved it, and its meta."""
-        target = jax.tree.map(
-            lambda shape, sharding: jax.ShapeDtypeStruct(
-                shape.shape, shape.dtype, sharding=sharding
-            ),
-            abstract,
-            shardings,
-        )
-        restored = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                params=ocp.args.StandardRestore(target.params),
-                opt_state=ocp.args.StandardRestore(target.opt_state),
-                meta=ocp.args.JsonRestore(),
-            ),
-        )
-        version = restored.meta["format_version"]
-        if version != FORMAT_VERSION:
-            raise UserError(
-                f"{self._root / str(step)} has format {version}, this program {FORMAT_VERSION}"
+        arrays = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
+        try:
+            _check_free_space(folder, items)
+            folders.make_way(folder)
+            self._orbax.save(
+                folder, args=ocp.args.Composite(**arrays, meta=ocp.args.JsonSave(meta))
             )
-        counter = jax.device_put(np.int32(step), shardings.step)
-        return TrainState(restored.params, restored.opt_state, counter), restored.meta
+        except UserError:
+            raise
+        except Exception as error:
+            raise self._failed(folder, error) from error
+        self._saving = self._finisher.submit(self._finish, folder)
+
+    def check(self) -> None:
+        """Raises what a save in the background has raised; never waits.
+
+        Raises:
+          UserError: the save failed; the checkpoints before it are as they were.
+        """
+        if self._saving is not None and self._saving.done():
+            self.wait()
+
+    def wait(self) -> None:
+        """Waits for the save in flight; raises as `check` does."""
+        saving, self._saving = self._saving, None
+        if saving is not None:
+            saving.result()
 
     def close(self) -> None:
-        """Waits for saves in flight; raises what they raised."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+        """Waits for the save in flight; raises as `check` does, if that has not been raised yet."""
+        try:
+            self.wait()
+        finally:
+            self._finisher.shutdown()
+            self._orbax.close()
+
+    def restore_newest(
+        self, abstract: TrainState, shardings: TrainState, *, before: int | None = None
+    ) -> Restored | None:
+        """The newest checkpoint that is whole; those that are not are set aside on the way.
+
+        Args:
+          abstract: shapes and dtypes of the state.
+          shardings: how to lay it out, whatever mesh saved it.
+          before: restore a step before this one. Once that is done, the others are set aside as
+            rewound, so that their numbers are free.
+
+        Returns:
+          None if no save of the run was ever finished.
+
+        Raises:
+          UserError: no checkpoint is good, or one is and does not fit: it has another format, or
+            other arrays, shapes or dtypes.
+        """
+        self.wait()
+        steps = list(reversed(folders.step_folders(self._root)))
+        later = [step for step in steps if before is not None and step >= before]
+        moved = []
+        for step in steps[len(later) :]:
+            try:
+                state, meta = self._restore(step, abstract, shardings)
+            except Damaged as bad:
+                moved.append(self._set_aside(step, bad.kind, str(bad)))
+                continue
+            reason = f"training went back to step {step}"
+            rewound = [self._set_aside(other, "rewound", reason) for other in later]
+            return Restored(state, meta, rewound + moved)
+        self._check_nothing_is_lost(moved, later)
+        return None
+
+    def _finish(self, folder: Path) -> None:
+        """In the background: gives a committed checkpoint its manifest; then others may go."""
+        try:
+            self._orbax.wait_until_finished()
+            manifest.write(folder, jax.process_index(), jax.process_count())
+            for step in folders.superseded(self._root, self._config):
+                folders.delete(self._root / str(step))
+        except Exception as error:
+            raise self._failed(folder, error) from error
+
+    def _failed(self, folder: Path, error: Exception) -> UserError:
+        """What to raise for a save that failed; its leftovers would keep a full disk full."""
+        with contextlib.suppress(OSError):
+            folders.remove_leftovers(self._root)
+        return UserError(f"checkpoint {folder} was not saved: {_one_line(error)}")
+
+    def _restore(
+        self, step: int, abstract: TrainState, shardings: TrainState
+    ) -> tuple[TrainState, dict]:
+        folder = self._root / str(step)
+        meta = saved_state.verified_meta(folder)
+        items, layouts = saved_state.items_of(abstract), saved_state.items_of(shardings)
+        saved_state.check_fit(folder, meta["arrays"], saved_state.array_specs(items))
+        targets = {
+            name: ocp.args.StandardRestore(saved_state.laid_out(tree, layouts[name]))
+            for name, tree in items.items()
+        }
+        restored = saved_state.read(self._orbax, folder, targets)
+        counter = jax.device_put(np.int32(step), shardings.step)
+        return abstract._replace(**restored, step=counter), meta
+
+    def _set_aside(self, step: int, why: str, reason: str) -> SetAside:
+        return SetAside(step, folders.set_aside(self._root / str(step), why), reason)
+
+    def _check_nothing_is_lost(self, moved: list[SetAside], later: list[int]) -> None:
+        """A run that was killed in its very first save may begin again; with more it may not.
+
+        Checkpoints that an earlier session set aside count, or a supervisor's second try would
+        silently begin again. A kill leaves no more than one save unfinished.
+        """
+        aside = [(why, path) for _, why, path in folders.set_aside_folders(self._root)]
+        if later or len(moved) > 1 or {why for why, _ in aside} - {UNFINISHED, folders.FOREIGN}:
+            reasons = {bad.moved_to: f" ({bad.reason})" for bad in moved}
+            found = [f"{folders.SET_ASIDE}/{p.name}{reasons.get(p, '')}" for _, p in aside]
+            found += [f"{step} (too late)" for step in later]
+            raise UserError(
+                f"{self._root} has no good checkpoint to go on from: {'; '.join(found)}"
+            )
+        for bad in moved:
+            print(f"checkpoint {bad.step} was set aside as {bad.moved_to}: {bad.reason}")
 
 
-def load_params(workdir: Path, step: int | None = None) -> tuple[Config, dict, int]:
-    """Config, parameters as numpy arrays on the host, and step of a run's checkpoint.
+def load_params(
+    workdir: Path, step: int | None = None, *, ema: bool = False, sharding: Sharding | None = None
+) -> tuple[Config, dict, int]:
+    """Config, parameters and step of a run's checkpoint; nothing on disk is changed.
+
+    Of the files that are not read, only names and sizes are compared with the manifest.
 
     Args:
-      step: None for the latest.
+      step: None for the newest good one; a newer one that is not good is named on standard error.
+      ema: the moving average of the parameters instead of them.
+      sharding: lays the arrays out on its mesh; None for numpy arrays on the host.
 
     Raises:
-      UserError: no such run or step.
+      UserError: there is no such run or step, the step is damaged, none is good, the run keeps no
+        average, or the checkpoint does not fit the run's config.
     """
     config = load_config(workdir)
+    if ema and not config.optimizer.ema_decay:
+        raise UserError(f"{workdir} keeps no moving average: config.optimizer.ema_decay is 0")
     root = (workdir / "checkpoints").absolute()
-    steps = _complete_steps(root)
+    steps = list(folders.step_folders(root))
     if not steps or (step is not None and step not in steps):
         wanted = "" if step is None else f" {step}"
         raise UserError(f"{workdir} has no checkpoint{wanted}; it has steps {steps}")
-    step = steps[-1] if step is None else step
-    shapes, _ = glm.abstract_params(config.model)
-    as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes)
-    manager = ocp.CheckpointManager(root)
-    restored = manager.restore(
-        step,
-        args=ocp.args.Composite(params=ocp.args.PyTreeRestore(shapes, restore_args=as_numpy)),
-    )
-    manager.close()
-    return config, restored.params, step
+    item = "ema" if ema else "params"
+    for candidate in reversed(steps) if step is None else [step]:
+        folder = root / str(candidate)
+        try:
+            return config, _read_params(folder, item, config, sharding), candidate
+        except Damaged as bad:
+            if step is not None:
+                raise UserError(f"checkpoint {folder} is not good: {bad}") from bad
+            print(f"checkpoint {folder} is passed over: {bad}", file=sys.stderr)
+    raise UserError(f"{workdir} has no good checkpoint; it has steps {steps}")
 
 
-def _complete_steps(root: Path) -> list[int]:
-    """Steps of the folder that hold a checkpoint, ascending; anything else in it is ignored."""
-    names = (path.parent.name for path in root.glob("*/params"))
-    return sorted(int(name) for name in names if name.isdecimal())
+def _read_params(folder: Path, item: str, config: Config, sharding: Sharding | None) -> dict:
+    """One of the trees of parameters, where `sharding` says."""
+    shapes, axes = glm.abstract_params(config.model)
+    meta = saved_state.verified_meta(folder, (item, "meta"))
+    saved = {name: spec for name, spec in meta["arrays"].items() if name.split("/")[0] == item}
+    saved_state.check_fit(folder, saved, saved_state.array_specs({item: shapes}))
+    if sharding is None:
+        on_host = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes)
+        target = ocp.args.PyTreeRestore(shapes, restore_args=on_host)
+    else:
+        layout = sharding.tree(shapes, axes)
+        target = ocp.args.StandardRestore(saved_state.laid_out(shapes, layout))
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as orbax:
+        return saved_state.read(orbax, folder, {item: target})[item]
 
 
-def _validation_loss(metrics: dict[str, float]) -> float:
-    return metrics["loss"]
+def _check_free_space(folder: Path, items: dict) -> None:
+    needed = sum(leaf.nbytes for leaf in jax.tree.leaves(items)) * _SPACE_MARGIN
+    free = shutil.disk_usage(folder.parent).free
+    if free < needed:
+        raise UserError(
+            f"checkpoint {folder} was not saved: it needs {_megabytes(needed)}, "
+            f"{_megabytes(free)} are free, {_megabytes(needed - free)} are missing"
+        )
 
 
-def _write_json(path: Path, value) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-    temporary.replace(path)
+def _megabytes(size: float) -> str:
+    return f"{size / 1e6:,.1f} MB"
+
+
+def _finite(figures: dict[str, float]) -> dict[str, float | None]:
+    return {name: float(x) if math.isfinite(x) else None for name, x in figures.items()}
+
+
+def _one_line(error: Exception) -> str:
+    full = "No space left on device"
+    return full if full in str(error) else f"{type(error).__name__}: {error}".splitlines()[0]
+
+
+def _is_no_traceback_of_orbax(record: logging.LogRecord) -> bool:
+    """Orbax logs what fails in its threads several pages long; `check` says it in a line."""
+    return not (record.exc_info and "orbax" in Path(record.pathname).parts)

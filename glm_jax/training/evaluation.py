@@ -36,26 +36,30 @@ def make_validation(
     languages: Sequence[str],
     sharding: Sharding,
     read: Callable[[Sequence[Batch]], Generator[Batch, None, None]],
-) -> Callable[[dict, Sequence[Batch]], dict[str, float]]:
+) -> Callable[..., dict[str, float] | None]:
     """Compiles to a function of parameters on the mesh and the rows of a split.
 
     It reads the first `training.eval_rows` rows, or one pass if that is shorter, in whole batches
-    and at least one, and returns the figures of `summarise`.
+    and at least one, and returns the figures of `summarise`; or None if its third argument, asked
+    before every batch, says to give up.
 
     Args:
       read: makes this host's batches of `training.batch_size` rows from row 0 on.
     """
     step = make_eval_step(config, sharding, len(languages))
 
-    def validate(params: dict, rows: Sequence[Batch]) -> dict[str, float]:
+    def validate(
+        params: dict, rows: Sequence[Batch], give_up: Callable[[], bool] = lambda: False
+    ) -> dict[str, float] | None:
         num_batches = max(
             1, min(config.training.eval_rows, len(rows)) // config.training.batch_size
         )
+        sums = []
         with contextlib.closing(read(rows)) as batches:
-            sums = [
-                step(params, sharding.place(batch))
-                for batch in itertools.islice(batches, num_batches)
-            ]
+            for batch in itertools.islice(batches, num_batches):
+                if give_up():
+                    return None
+                sums.append(step(params, sharding.place(batch)))
         return summarise(total(jax.device_get(sums)), languages)
 
     return validate

@@ -10,96 +10,134 @@ from glm_jax.batch import Batch
 from glm_jax.config import Config
 from glm_jax.model import glm
 from glm_jax.ops.cross_entropy import target_cross_entropy
-from glm_jax.parallel.sharding import Sharding, active_mesh
+from glm_jax.parallel.sharding import Sharding, active_mesh, param_name
+from glm_jax.training.bad_steps import GOOD, History, empty_history, judge, remember
 from glm_jax.training.metrics import Sums, batch_sums
-from glm_jax.training.optimizer import make_optimizer, make_schedule
+from glm_jax.training.optimizer import make_optimizer, opt_state_shardings, treatments
+from glm_jax.training.schedules import make_schedule
 
 
 class TrainState(NamedTuple):
     """All that training changes. Dropout keys are folded from (config.seed, step)."""
 
     params: dict
+    ema: dict | None  # moving average of params; None unless config.optimizer.ema_decay
     opt_state: optax.OptState
-    step: jax.Array  # int32, updates done
+    history: History
+    step: jax.Array  # int32, batches taken, skipped ones too
 
 
 class StepMetrics(NamedTuple):
     sums: Sums
     grad_norm: jax.Array  # before clipping
     learning_rate: jax.Array
+    verdict: jax.Array  # int32, index into bad_steps.VERDICTS
+    noise: jax.Array | None  # see `_noise`; None without accumulation
 
 
 def state_shardings(config: Config, sharding: Sharding) -> tuple[TrainState, TrainState]:
     """Abstract state (shapes and dtypes) and its shardings; optimizer moments lie as parameters."""
     shapes, axes = glm.abstract_params(config.model)
     params = sharding.tree(shapes, axes)
-    optimizer = make_optimizer(config.optimizer, config.training.steps)
-    abstract_opt = jax.eval_shape(optimizer.init, shapes)
-    opt_state = optax.tree_utils.tree_map_params(
-        optimizer,
-        lambda _, spec: spec,
-        abstract_opt,
-        params,
-        transform_non_params=lambda _: sharding.replicated,
-    )
-    step = jax.ShapeDtypeStruct((), jnp.int32)
-    return TrainState(shapes, abstract_opt, step), TrainState(
-        params, opt_state, sharding.replicated
+    abstract = jax.eval_shape(lambda: _fresh_state(config, jax.random.key(0)))
+    history = jax.tree.map(lambda _: sharding.replicated, abstract.history)
+    return abstract, TrainState(
+        params=params,
+        ema=None if abstract.ema is None else params,
+        opt_state=opt_state_shardings(config.optimizer, shapes, axes, sharding),
+        history=history,
+        step=sharding.replicated,
     )
 
 
 def init_state(config: Config, sharding: Sharding) -> TrainState:
     """Fresh parameters and optimizer state, created in place on the mesh."""
-    optimizer = make_optimizer(config.optimizer, config.training.steps)
-
-    def init(key: jax.Array) -> TrainState:
-        params = glm.init_params(config.model, key)
-        return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
-
     _, shardings = state_shardings(config, sharding)
     with sharding.activate():
-        return jax.jit(init, out_shardings=shardings)(jax.random.key(config.seed))
+        init = jax.jit(lambda key: _fresh_state(config, key), out_shardings=shardings)
+        return init(jax.random.key(config.seed))
+
+
+def _fresh_state(config: Config, key: jax.Array) -> TrainState:
+    params = glm.init_params(config.model, key)
+    return TrainState(
+        params=params,
+        ema=jax.tree.map(jnp.copy, params) if config.optimizer.ema_decay else None,
+        opt_state=make_optimizer(config.optimizer, params).init(params),
+        history=empty_history(config.bad_steps),
+        step=jnp.zeros((), jnp.int32),
+    )
 
 
 def make_train_step(config: Config, sharding: Sharding, num_sources: int):
     """Compiles to `(state, batch [B, T]) -> (state, StepMetrics)`; the state is donated.
 
     The gradient is that of the sum of weighted losses over the sum of weights of the whole batch,
-    whatever the number of devices and accumulation steps.
+    whatever the number of devices and accumulation steps. A bad step counts, and changes nothing
+    else.
     """
-    optimizer = make_optimizer(config.optimizer, config.training.steps)
+    abstract, shardings = state_shardings(config, sharding)
+    optimizer = make_optimizer(config.optimizer, abstract.params)
     schedule = make_schedule(config.optimizer, config.training.steps)
+    rules = treatments(config.optimizer, abstract.params)
 
-    def loss(params: dict, batch: Batch, total_weight: jax.Array, key: jax.Array | None):
-        loss_sum, sums = _forward(config, params, batch, num_sources, key)
+    def loss(params: dict, batch: Batch, total_weight: jax.Array, step: jax.Array, key):
+        params = jax.tree_util.tree_map_with_path(
+            # No work for gradients that nobody uses, and no share of them in the norm.
+            lambda path, p: (
+                jax.lax.stop_gradient(p) if rules[param_name(path)].rule == "frozen" else p
+            ),
+            params,
+        )
+        loss_sum, sums = _forward(config, params, batch, num_sources, step, key)
         return loss_sum / total_weight, sums
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
-        key = _dropout_key(config, state.step)
-        gradients, sums = _accumulate(
-            jax.grad(loss, has_aux=True), config.training.accumulation_steps, state, batch, key
+        gradients, sums, noise = _accumulate(
+            jax.grad(loss, has_aux=True),
+            config.training.accumulation_steps,
+            state,
+            batch,
+            _dropout_key(config, state.step),
         )
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        metrics = StepMetrics(sums, optax.tree.norm(gradients), schedule(state.step))
-        return TrainState(params, opt_state, state.step + 1), metrics
+        mean_loss = sums.loss.sum() / jnp.maximum(sums.weight.sum(), 1.0)
+        grad_norm = optax.tree.norm(gradients)
+        verdict = judge(config.bad_steps, state.history, mean_loss, grad_norm)
+        learning_rate = schedule(state.step)
+        updated = _updated(config, optimizer, state, gradients, learning_rate)
+        updated = updated._replace(history=remember(state.history, mean_loss, grad_norm))
+        kept = jax.tree.map(lambda new, old: jnp.where(verdict == GOOD, new, old), updated, state)
+        metrics = StepMetrics(sums, grad_norm, learning_rate, verdict, noise)
+        return kept._replace(step=state.step + 1), metrics
 
-    _, shardings = state_shardings(config, sharding)
     return _jit(step, sharding, (shardings, sharding.batch), (shardings, sharding.replicated), (0,))
+
+
+def _updated(config: Config, optimizer, state: TrainState, gradients, learning_rate) -> TrainState:
+    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+    params = jax.tree.map(
+        lambda p, u: (p - learning_rate * u).astype(p.dtype), state.params, updates
+    )
+    ema = state.ema
+    if ema is not None:
+        # The first steps would otherwise weigh the random start (as in TensorFlow's average).
+        decay = jnp.minimum(config.optimizer.ema_decay, (1 + state.step) / (10 + state.step))
+        ema = jax.tree.map(lambda e, p: (decay * e + (1 - decay) * p).astype(e.dtype), ema, params)
+    return state._replace(params=params, ema=ema, opt_state=opt_state)
 
 
 def make_eval_step(config: Config, sharding: Sharding, num_sources: int):
     """Compiles to `(params, batch [B, T]) -> Sums`, without dropout."""
 
     def step(params: dict, batch: Batch) -> Sums:
-        return _forward(config, params, batch, num_sources, dropout_key=None)[1]
+        return _forward(config, params, batch, num_sources, step=None, dropout_key=None)[1]
 
     _, shardings = state_shardings(config, sharding)
     return _jit(step, sharding, (shardings.params, sharding.batch), sharding.replicated, ())
 
 
-def _forward(config: Config, params: dict, batch: Batch, num_sources: int, dropout_key):
-    """The sum of weighted losses, float32, and the sums for metrics."""
+def _forward(config: Config, params: dict, batch: Batch, num_sources: int, step, dropout_key):
+    """The sum of weighted losses, float32, and the sums for metrics; `step` is None to evaluate."""
     hidden = glm.apply_hidden(
         config.model,
         params,
@@ -109,31 +147,64 @@ def _forward(config: Config, params: dict, batch: Batch, num_sources: int, dropo
         batch.kv_start,
         batch.kv_end,
         dropout_key,
+        None if step is None else _embedding_gradient_share(config, step),
     )
     kernel = glm.output_kernel(config.model, params)
     loss_sum, stats = target_cross_entropy(
-        hidden, kernel, batch.targets, batch.weights, mesh=active_mesh()
+        hidden,
+        kernel,
+        batch.targets,
+        batch.weights,
+        z_loss=config.training.z_loss,
+        mesh=active_mesh(),
     )
     return loss_sum, batch_sums(batch, stats, num_sources)
 
 
+def _embedding_gradient_share(config: Config, step: jax.Array) -> jax.Array | None:
+    """The scheduled share, or None where it is 1 for good."""
+    shares = config.training.embedding_gradient_shrink
+    if set(shares) == {1.0}:
+        return None
+    steps = config.training.embedding_gradient_shrink_steps
+    return jnp.interp(step, jnp.array(steps, jnp.float32), jnp.array(shares, jnp.float32))
+
+
 def _accumulate(gradient, num: int, state: TrainState, batch: Batch, key: jax.Array | None):
-    """Sums gradients and metrics over `num` micro-batches of every num-th row."""
+    """Gradient and sums over `num` micro-batches of every num-th row, and their noise."""
     total_weight = jnp.maximum(jnp.sum(batch.weights), 1.0)
     if num == 1:
-        return gradient(state.params, batch, total_weight, key)
+        return *gradient(state.params, batch, total_weight, state.step, key), None
     micro = jax.tree.map(lambda x: x.reshape(-1, num, *x.shape[1:]).swapaxes(0, 1), batch)
     keys = None if key is None else jax.random.split(key, num)
 
+    def part(micro_batch, micro_key):
+        gradients, sums = gradient(state.params, micro_batch, total_weight, state.step, micro_key)
+        share = jnp.maximum(jnp.sum(micro_batch.weights), 1.0) / total_weight
+        return gradients, sums, (optax.tree.norm(gradients) / share) ** 2
+
     def add(total, inputs):
-        micro_batch, micro_key = inputs
-        part = gradient(state.params, micro_batch, total_weight, micro_key)
-        return jax.tree.map(jnp.add, total, part), None
+        return jax.tree.map(jnp.add, total, part(*inputs)), None
 
     first = jax.tree.map(lambda x: x[0], (micro, keys))
-    shapes = jax.eval_shape(lambda: gradient(state.params, first[0], total_weight, first[1]))
+    shapes = jax.eval_shape(part, *first)
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    return jax.lax.scan(add, zeros, (micro, keys))[0]
+    gradients, sums, squared_norms = jax.lax.scan(add, zeros, (micro, keys))[0]
+    noise = _noise(squared_norms / num, optax.tree.norm(gradients) ** 2, len(batch.tokens), num)
+    return gradients, sums, noise
+
+
+def _noise(small: jax.Array, big: jax.Array, rows: int, num: int) -> jax.Array:
+    """Unbiased estimates of tr(covariance) of a row's gradient and |true gradient|^2, float32 [2].
+
+    From the squared gradient norms of micro-batches and of the whole batch (McCandlish et al. 2018,
+    arXiv 1812.06162, appendix A.1); the ratio of their averages is the gradient noise scale, in
+    rows.
+    """
+    small_rows = rows / num
+    covariance = (small - big) / (1 / small_rows - 1 / rows)
+    true_gradient = (rows * big - small_rows * small) / (rows - small_rows)
+    return jnp.stack([covariance, true_gradient])
 
 
 def _dropout_key(config: Config, step: jax.Array) -> jax.Array | None:

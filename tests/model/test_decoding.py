@@ -5,14 +5,18 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+import slow_decoding
 
-from glm_jax.config import from_dict, with_vocab_size
+from glm_jax.config import MeshConfig, from_dict, with_vocab_size
 from glm_jax.errors import UserError
-from glm_jax.model import glm
-from glm_jax.model.decoding import Filler, encode_context
-from glm_jax.tokenizer import SPECIAL_PIECES, Tokenizer
+from glm_jax.model import decoding, glm
+from glm_jax.model.decoding import DecodingOptions, Draw, Filler, encode_context
+from glm_jax.parallel.sharding import make_sharding
+from glm_jax.tokenizer import Tokenizer
 
 MAX_NEW = 6
+OPTIONS = DecodingOptions(max_new_tokens=MAX_NEW)
+SAMPLED = DecodingOptions(max_new_tokens=MAX_NEW, temperature=1.0, top_p=0.9)
 TEXTS = [
     "The capital of [MASK] is Rome, and that of France is [MASK].",
     "水的颜色是[MASK]。",
@@ -44,50 +48,110 @@ def model(request, tokenizer):
     return config, glm.init_params(config, jax.random.key(1))
 
 
-def slow_fill(config, params, tokenizer, text) -> list[list[int]]:
-    special = tokenizer.special
-    context = encode_context(text, tokenizer)
-    tokens = context.tokens.tolist()
-    rows = [[token, i, 0, len(tokens)] for i, token in enumerate(tokens)]  # ..., kv_end
-    forward = jax.jit(glm.apply_logits, static_argnums=0)
-    answers = []
-    for blank in context.blanks:
-        answer, token = [], special.sop
-        for block_position in range(1, MAX_NEW + 1):
-            rows.append([token, blank, block_position, len(rows) + 1])
-            padding = [[special.pad, 0, 0, 0]] * (96 - len(rows))
-            columns = np.array(rows + padding, np.int32).T[:, None]
-            logits = forward(config, params, *columns[:3], np.zeros_like(columns[0]), columns[3])
-            scores = np.array(logits[0, len(rows) - 1])
-            allowed = [special.eop, special.eos, *range(len(SPECIAL_PIECES), tokenizer.vocab_size)]
-            token = max(allowed, key=lambda i: (scores[i], -i))
-            if token in (special.eop, special.eos):
-                break
-            answer.append(token)
-        answers.append(answer)
-    return answers
+@pytest.fixture(scope="module")
+def filler(model, tokenizer):
+    return Filler(*model, tokenizer, batch_size=4)
 
 
-def test_cached_batched_decoding_is_the_slow_one(model, tokenizer):
-    config, params = model
-    filled = Filler(config, params, tokenizer).fill(TEXTS, MAX_NEW)
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        {"min_new_tokens": 3, "no_repeat_ngram": 1},
+        {"num_beams": 3, "no_repeat_ngram": 2, "length_penalty": 0.7},
+    ],
+)
+def test_cached_batched_decoding_is_the_slow_one(model, tokenizer, filler, values):
+    options = DecodingOptions(max_new_tokens=MAX_NEW, **values)
+    filled = filler.fill(TEXTS, options)
     for text, result in zip(TEXTS, filled, strict=True):
-        assert result.token_ids == slow_fill(config, params, tokenizer, text)
+        assert result.token_ids == slow_decoding.fill(*model, tokenizer, text, options)
         assert result.answers == [tokenizer.decode(ids) for ids in result.token_ids]
     assert len({tuple(map(tuple, result.token_ids)) for result in filled}) == len(TEXTS)
 
 
-def test_more_texts_than_a_batch(model, tokenizer):
-    config, params = model
-    filler = Filler(config, params, tokenizer)
-    many = [f"The number {i} is [MASK]." for i in range(20)]
-    together = filler.fill(many, MAX_NEW)
-    assert together[17:] == filler.fill(many[17:], MAX_NEW)
+def test_draws_depend_on_seed_and_name_and_not_on_the_batch(filler):
+    many = [*TEXTS, TEXTS[0]]
+    draws = [Draw(i) for i in range(5)]
+    together = filler.fill(many, SAMPLED)
+    assert filler.fill(many, SAMPLED, draws) == together
+    for i in (0, 3, 4):
+        assert filler.fill([many[i]], SAMPLED, [draws[i]]) == [together[i]]
+    assert filler.fill(many[::-1], SAMPLED, draws[::-1]) == together[::-1]
+
+    def answers(options=SAMPLED, **draw):
+        return filler.fill([TEXTS[0]], options, [Draw(**({"text": 0} | draw))])[0].token_ids
+
+    first = answers()
+    assert first == together[0].token_ids
+    others = [answers(text=1), answers(sample=1), answers(dataclasses.replace(SAMPLED, seed=1))]
+    assert len({str(x) for x in [first, *others]}) == 4
+    assert first[0] != first[1]
 
 
-def test_answers_stand_where_the_blanks_stood(model, tokenizer):
+def test_another_seed_compiles_nothing(filler):
+    filler.fill(TEXTS[:1], SAMPLED)
+    compiled = decoding._decode._cache_size()
+    filler.fill(TEXTS[:1], dataclasses.replace(SAMPLED, seed=7))
+    assert decoding._decode._cache_size() == compiled
+
+
+def test_draws_follow_the_slow_logits(model, tokenizer, filler):
+    options = DecodingOptions(max_new_tokens=1, min_new_tokens=1, temperature=0.5, top_k=4)
+    num = 400
+    draws = [Draw(0, sample) for sample in range(num)]
+    filled = filler.fill([TEXTS[1]] * num, options, draws)
+    tokens = [result.token_ids[0][0] for result in filled]
+
+    reader = slow_decoding.Reader(*model, tokenizer, TEXTS[1])
+    logits = reader.logits(reader.blanks[0], [])
+    kept = sorted(range(len(tokenizer.control_ids), tokenizer.vocab_size), key=lambda t: -logits[t])
+    weights = np.exp(logits[kept[:4]] / 0.5)
+    expected = num * weights / weights.sum()
+    counts = np.array([tokens.count(token) for token in kept[:4]])
+    assert counts.sum() == num
+    assert (np.abs(counts - expected) < 5 * np.sqrt(expected) + 1).all()
+
+
+@pytest.mark.multidevice
+@pytest.mark.parametrize(
+    ("rules", "sizes"),
+    [("dp", {"data": 4}), ("fsdp_model", {"data": 1, "fsdp": 2, "model": 2})],
+)
+def test_every_mesh_fills_as_one_device(model, tokenizer, filler, rules, sizes):
+    sharding = make_sharding(MeshConfig(rules=rules, **sizes))
+    sharded = Filler(*model, tokenizer, sharding, batch_size=3)
+    assert sharded.batch_size == 4
+    for options in (SAMPLED, DecodingOptions(max_new_tokens=MAX_NEW, num_beams=3)):
+        assert sharded.fill(TEXTS, options) == filler.fill(TEXTS, options)
+    assert sharded.fill(TEXTS[::-1] * 2, SAMPLED) == filler.fill(TEXTS[::-1] * 2, SAMPLED)
+
+
+def test_parameters_that_are_not_numbers_are_told(model, tokenizer):
     config, params = model
-    (result,) = Filler(config, params, tokenizer).fill([TEXTS[0]], MAX_NEW)
+    broken = jax.tree.map(lambda x: x * np.nan, params)
+    filler = Filler(config, broken, tokenizer, batch_size=4)
+    with pytest.raises(UserError, match=r"logits are not finite for the text 'The capital"):
+        filler.fill(TEXTS, OPTIONS)
+
+
+def test_more_texts_than_a_batch(filler):
+    many = [f"The number {i} is [MASK]." for i in range(10)]
+    together = filler.fill(many, OPTIONS)
+    assert together[7:] == filler.fill(many[7:], OPTIONS)
+    assert filler.fill([], OPTIONS) == []
+
+
+def test_a_faulty_text_does_not_stop_the_others(filler):
+    texts = [TEXTS[0], "Gold", TEXTS[1]]
+    first, error, last = filler.try_fill(texts, SAMPLED)
+    assert "in the text 'Gold'" in str(error)
+    draws = [Draw(0), Draw(2)]
+    assert filler.fill([TEXTS[0], TEXTS[1]], SAMPLED, draws) == [first, last]
+
+
+def test_answers_stand_where_the_blanks_stood(filler):
+    (result,) = filler.fill([TEXTS[0]], OPTIONS)
     assert result.parts[::2] == ["The capital of", " is Rome, and that of France is", "."]
     assert result.text == "".join(result.parts)
 
@@ -102,14 +166,14 @@ def test_context_is_that_of_training(tokenizer):
     assert encode_context("Gold [gMASK]", tokenizer).tokens[-1] == special.gmask
 
 
-def test_mistakes(model, tokenizer):
-    config, params = model
-    filler = Filler(config, params, tokenizer)
+def test_mistakes(model, filler):
     with pytest.raises(UserError, match=r"no .MASK., .sMASK. or .gMASK. in the text 'Gold'"):
-        filler.fill(["Gold"], MAX_NEW)
-    long = "gold " * 200 + "[MASK]"
-    if config.position == "learned_2d":
-        with pytest.raises(UserError, match=r"position table holds \(model.max_positions 96\)"):
-            filler.fill([long], MAX_NEW)
-    rope = dataclasses.replace(config, position="rope_2d")
-    Filler(rope, params, tokenizer)._check_length(encode_context(long, tokenizer), MAX_NEW)
+        filler.fill(["Gold"], OPTIONS)
+    long = "gold " * 50 + "[MASK]"
+    if model[0].position == "learned_2d":
+        message = r"position table holds \(model.max_positions 96\)"
+        for text, longest in ((long, MAX_NEW), (TEXTS[1], 97)):
+            with pytest.raises(UserError, match=message):
+                filler.fill([text], DecodingOptions(max_new_tokens=longest))
+    else:
+        assert len(filler.fill([long], OPTIONS)[0].answers) == 1

@@ -4,10 +4,11 @@ import dataclasses
 
 import jax
 import numpy as np
+import optax
 import pytest
 from training.samples import changed, make_batch, tiny_config
 
-from glm_jax.batch import OBJECTIVES
+from glm_jax.batch import OBJECTIVES, Batch
 from glm_jax.config import Config, MeshConfig
 from glm_jax.errors import UserError
 from glm_jax.model import glm
@@ -85,13 +86,14 @@ def test_embedding_gradient_shrink_scales_the_lookup_gradient_only():
     rows = make_batch(0)
     arguments = (rows.tokens, rows.position, rows.block_position, rows.kv_start, rows.kv_end)
 
-    def gradient(model):
-        return jax.grad(lambda p: glm.apply_logits(model, p, *arguments).var())(params)
+    def gradient(share):
+        def spread(p):
+            hidden = glm.apply_hidden(config, p, *arguments, None, share)
+            return (hidden @ glm.output_kernel(config, p)).var()
 
-    full, shrunk = (
-        gradient(config),
-        gradient(dataclasses.replace(config, embedding_gradient_shrink=0.25)),
-    )
+        return jax.grad(spread)(params)
+
+    full, shrunk = gradient(None), gradient(0.25)
     tables = [g.pop("token_embedding")["embedding"] for g in (full, shrunk)]
     np.testing.assert_allclose(tables[1], 0.25 * tables[0], rtol=1e-4, atol=1e-9)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-7), full, shrunk)
@@ -162,3 +164,89 @@ def test_metrics_equal_a_slow_count():
             correct[rows].sum() / is_target[rows].sum()
         )
     assert figures["padding"] == pytest.approx((batch.segment == 0).mean())
+
+
+def test_the_moving_average_follows_the_parameters(one_device):
+    config = changed(tiny_config(), "optimizer", ema_decay=0.6)
+    state = init_state(config, one_device)
+    step = make_train_step(config, one_device, num_sources=2)
+    expected = jax.device_get(state.params)
+    for number in range(6):
+        state, _ = step(state, one_device.place(make_batch(number)))
+        decay = min(0.6, (1 + number) / (10 + number))
+        expected = jax.tree.map(
+            lambda e, p, d=decay: d * e + (1 - d) * p, expected, jax.device_get(state.params)
+        )
+    for ours, theirs in zip(jax.tree.leaves(state.ema), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-7)
+
+
+def test_frozen_parameters_have_no_share_in_the_gradient_norm(one_device):
+    def grad_norm(**fields):
+        config = changed(tiny_config(), "optimizer", **fields)
+        state = init_state(config, one_device)
+        step = make_train_step(config, one_device, num_sources=2)
+        return float(step(state, one_device.place(make_batch(0)))[1].grad_norm)
+
+    assert grad_norm(frozen=("embedding$",)) < 0.9 * grad_norm()
+
+
+def test_z_loss_pulls_the_log_partition_function_to_zero(one_device):
+    def log_partition(z_loss):
+        config = changed(tiny_config(), "training", z_loss=z_loss)
+        state = init_state(config, one_device)
+        step = make_train_step(config, one_device, num_sources=2)
+        batch = make_batch(0)
+        for _ in range(10):
+            state, _ = step(state, one_device.place(batch))
+        rows = (batch.tokens, batch.position, batch.block_position, batch.kv_start, batch.kv_end)
+        logits = glm.apply_logits(config.model, state.params, *rows)
+        return float(np.abs(jax.nn.logsumexp(logits, axis=-1)[batch.weights > 0]).mean())
+
+    assert log_partition(1.0) < 0.5 * log_partition(0.0)
+
+
+def test_embedding_gradient_shrink_follows_its_schedule(one_device):
+    """With a share that rises from 0.1 to 1 over ten steps, step 5 has 0.55."""
+
+    def norm_at(step_number, **fields):
+        config = changed(tiny_config(), "training", **fields)
+        state = init_state(config, one_device)
+        state = state._replace(step=jax.device_put(np.int32(step_number), state.step.sharding))
+        step = make_train_step(config, one_device, num_sources=2)
+        return float(step(state, one_device.place(make_batch(0)))[1].grad_norm)
+
+    schedule = {
+        "embedding_gradient_shrink": (0.1, 1.0),
+        "embedding_gradient_shrink_steps": (0, 10),
+    }
+    assert norm_at(5, **schedule) == pytest.approx(
+        norm_at(5, embedding_gradient_shrink=(0.55,)), rel=1e-5
+    )
+    assert norm_at(12, **schedule) == pytest.approx(norm_at(12), rel=1e-5)
+
+
+def test_gradient_noise_scale_is_that_of_the_micro_batches(one_device):
+    """Against gradients of every micro-batch computed apart (McCandlish et al., appendix A.1)."""
+    config = changed(tiny_config(), "training", accumulation_steps=4)
+    batch = make_batch(0)
+    params = init_state(config, one_device).params
+
+    def mean_loss(p, part):
+        arguments = (part.tokens, part.position, part.block_position)
+        logits = glm.apply_logits(config.model, p, *arguments, part.kv_start, part.kv_end)
+        nll = optax.softmax_cross_entropy_with_integer_labels(logits, part.targets)
+        return (nll * part.weights).sum() / part.weights.sum()
+
+    gradient = jax.jit(jax.grad(mean_loss))
+
+    def squared_norm(rows):
+        part = Batch(*(field[rows] for field in batch))
+        return float(optax.tree.norm(gradient(params, part))) ** 2
+
+    small = np.mean([squared_norm(slice(i, None, 4)) for i in range(4)])
+    big = squared_norm(slice(None))
+    expected = [(small - big) / (1 / 2 - 1 / 8), (8 * big - 2 * small) / (8 - 2)]
+    step = make_train_step(config, one_device, num_sources=2)
+    _, metrics = step(init_state(config, one_device), one_device.place(batch))
+    np.testing.assert_allclose(metrics.noise, expected, rtol=1e-3)

@@ -1,0 +1,178 @@
+"""What a config must fulfil beyond the types of its fields; each fault is one line."""
+
+from __future__ import annotations
+
+import math
+import re
+import typing
+
+from glm_jax.errors import UserError
+
+if typing.TYPE_CHECKING:
+    from glm_jax.config import BadStepsConfig, Config, ModelConfig, ObjectiveConfig, OptimizerConfig
+
+
+def check(config: Config) -> None:
+    """Refuses values and combinations that cannot run.
+
+    Raises:
+      UserError: naming the field and its value.
+    """
+    _require(config.seed >= 0, f"seed must not be negative, got {config.seed}")
+    _check_model(config.model)
+    _check_objective(config.objective)
+    _check_data(config)
+    _check_optimizer(config.optimizer)
+    _check_training(config)
+    _check_bad_steps(config.bad_steps)
+    _one_of("logging.wandb", config.logging.wandb, ("off", "offline", "online"))
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise UserError(f"config.{message}")
+
+
+def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    _require(value in allowed, f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+
+
+def _positive(section: str, values, *names: str) -> None:
+    for name in names:
+        value = getattr(values, name)
+        _require(value > 0, f"{section}.{name} must be positive, got {value}")
+
+
+def _not_negative(section: str, values, *names: str) -> None:
+    for name in names:
+        value = getattr(values, name)
+        _require(value >= 0, f"{section}.{name} must not be negative, got {value}")
+
+
+def _in_unit(name: str, value: float) -> None:
+    _require(0.0 <= value <= 1.0, f"{name} must be in [0, 1], got {value}")
+
+
+def _check_model(m: ModelConfig) -> None:
+    _positive("model", m, "num_layers", "hidden_dim", "num_heads", "mlp_dim", "max_positions")
+    _positive("model", m, "vocab_multiple", "rope_base", "norm_eps", "init_std")
+    _not_negative("model", m, "vocab_size", "deepnorm_alpha")
+    _one_of("model.position", m.position, ("learned_2d", "rope_2d"))
+    _one_of("model.residual", m.residual, ("pre", "deepnorm"))
+    _one_of("model.activation", m.activation, ("gelu", "gelu_tanh"))
+    _one_of("model.remat", m.remat, ("none", "full"))
+    for name in ("dtype", "param_dtype"):
+        _one_of(f"model.{name}", getattr(m, name), ("float32", "bfloat16", "float64"))
+    for name in ("embedding_dropout", "output_dropout"):
+        rate = getattr(m, name)
+        _require(0.0 <= rate < 1.0, f"model.{name} must be in [0, 1), got {rate}")
+    _require(
+        m.hidden_dim % m.num_heads == 0,
+        f"model.hidden_dim {m.hidden_dim} is not divisible by model.num_heads {m.num_heads}",
+    )
+    _require(
+        m.position != "rope_2d" or m.head_dim % 4 == 0,
+        f"model.position rope_2d needs a head dimension divisible by 4, got {m.head_dim}",
+    )
+
+
+def _check_objective(o: ObjectiveConfig) -> None:
+    weights = (o.token_weight, o.sentence_weight, o.document_weight)
+    _require(
+        min(weights) >= 0 and sum(weights) > 0,
+        f"objective weights must be >= 0 with a positive sum, got {weights}",
+    )
+    _one_of("objective.span_sampling", o.span_sampling, ("fixed", "budget"))
+    _require(
+        0 < o.mask_ratio < 1, f"objective.mask_ratio must be between 0 and 1, got {o.mask_ratio}"
+    )
+    for name in ("document_min_ratio", "document_infill_prob"):
+        _in_unit(f"objective.{name}", getattr(o, name))
+    _positive("objective", o, "span_length_mean", "max_span_length", "tokens_per_sentence_blank")
+
+
+def _check_data(config: Config) -> None:
+    data = config.data
+    _require(data.seq_length >= 16, f"data.seq_length must be at least 16, got {data.seq_length}")
+    if config.model.position == "learned_2d":
+        _require(
+            data.seq_length <= config.model.max_positions,
+            f"data.seq_length {data.seq_length} is longer than the position table "
+            f"(model.max_positions {config.model.max_positions})",
+        )
+    _not_negative("data", data, "num_workers")
+    _positive("data", data, "prefetch")
+    for name, source in data.sources.items():
+        _require(
+            source.weight > 0, f"data.sources.{name}.weight must be positive, got {source.weight}"
+        )
+
+
+def _check_optimizer(o: OptimizerConfig) -> None:
+    _one_of("optimizer.name", o.name, ("adamw", "adafactor", "muon"))
+    _one_of("optimizer.schedule", o.schedule, ("cosine", "linear", "wsd", "constant"))
+    _positive("optimizer", o, "learning_rate", "eps", "clip_norm", "muon_rms")
+    _not_negative("optimizer", o, "warmup_steps", "decay_steps", "cooldown_steps", "weight_decay")
+    for name in ("final_ratio", "b1", "b2", "muon_momentum"):
+        _in_unit(f"optimizer.{name}", getattr(o, name))
+    _require(0.0 <= o.ema_decay < 1.0, f"optimizer.ema_decay must be in [0, 1), got {o.ema_decay}")
+    _require(
+        o.schedule != "wsd" or o.cooldown_steps > 0,
+        "optimizer.cooldown_steps must be positive for the schedule wsd",
+    )
+    for name in ("decay", "no_decay", "frozen", "muon"):
+        for pattern in getattr(o, name):
+            _check_regex(f"optimizer.{name}", pattern)
+    for entry in o.learning_rate_factors:
+        pattern, _, factor = entry.rpartition("=")
+        _check_regex("optimizer.learning_rate_factors", pattern)
+        _require(
+            pattern != "" and _is_positive_number(factor),
+            f'optimizer.learning_rate_factors must be "regex=positive factor", got {entry!r}',
+        )
+
+
+def _check_regex(name: str, pattern: str) -> None:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise UserError(f"config.{name}: {pattern!r} is no regular expression: {error}") from error
+
+
+def _is_positive_number(text: str) -> bool:
+    try:
+        return 0.0 < float(text) < math.inf
+    except ValueError:
+        return False
+
+
+def _check_training(config: Config) -> None:
+    t, c = config.training, config.checkpoint
+    _positive("training", t, "steps", "batch_size", "accumulation_steps", "log_every", "eval_rows")
+    _not_negative("training", t, "eval_every", "z_loss")
+    _require(
+        t.batch_size % t.accumulation_steps == 0,
+        f"training.batch_size {t.batch_size} is not divisible by "
+        f"training.accumulation_steps {t.accumulation_steps}",
+    )
+    shares, steps = t.embedding_gradient_shrink, t.embedding_gradient_shrink_steps
+    _require(
+        len(shares) == len(steps) > 0,
+        f"training.embedding_gradient_shrink {shares} and embedding_gradient_shrink_steps {steps} "
+        "must be of one length",
+    )
+    for share in shares:
+        _in_unit("training.embedding_gradient_shrink", share)
+    _require(
+        list(steps) == sorted(set(steps)) and steps[0] >= 0,
+        f"training.embedding_gradient_shrink_steps must ascend from 0 or more, got {steps}",
+    )
+    _positive("checkpoint", c, "every", "keep_latest")
+    _not_negative("checkpoint", c, "keep_every", "keep_best")
+
+
+def _check_bad_steps(b: BadStepsConfig) -> None:
+    _not_negative("bad_steps", b, "sigma", "rewind_skip_steps", "max_rewinds")
+    _positive("bad_steps", b, "max_consecutive")
+    _require(b.window >= 4, f"bad_steps.window must be at least 4, got {b.window}")
+    _one_of("bad_steps.action", b.action, ("stop", "rewind"))

@@ -1,0 +1,36 @@
+"""Training batches with a place: which rows come next, and how long they were waited for."""
+
+import time
+
+from glm_jax.batch import Batch
+from glm_jax.config import Config
+from glm_jax.data.dataset import host_batches
+from glm_jax.data.rows import Rows
+
+
+class Feed:
+    """This host's batches from a row on; `next_row` is the whole state of the data."""
+
+    def __init__(self, rows: Rows, config: Config, next_row: int):
+        self._rows, self._config = rows, config
+        self._batches = None
+        self.seek(next_row)
+
+    def seek(self, row: int) -> None:
+        """Makes `row` the first row of the next batch."""
+        self.close()
+        self.next_row = row
+        self._batches = host_batches(self._rows, row, self._config)
+
+    def next(self) -> tuple[Batch, range, float]:
+        """A batch, the indices of its rows over all hosts, and the seconds it was waited for."""
+        started = time.perf_counter()
+        batch = next(self._batches)
+        rows = range(self.next_row, self.next_row + self._config.training.batch_size)
+        self.next_row = rows.stop
+        return batch, rows, time.perf_counter() - started
+
+    def close(self) -> None:
+        """Ends the threads and processes behind the batches."""
+        if self._batches is not None:
+            self._batches.close()

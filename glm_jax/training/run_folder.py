@@ -1,0 +1,153 @@
+"""The folder of a run: created once, and opened again only by a config that continues it.
+
+It holds `config.json` (resolved), `tokenizer/`, `metrics.jsonl` and `checkpoints/`.
+"""
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+
+from glm_jax.config import Config, MeshConfig, from_dict, run_identity, to_dict
+from glm_jax.errors import UserError
+from glm_jax.folders import written_whole
+from glm_jax.parallel.sharding import make_sharding
+from glm_jax.tokenizer import Tokenizer
+from glm_jax.training.step import state_shardings
+from glm_jax.training.step_folders import step_folders
+
+Changes = dict[str, tuple[object, object]]
+"""Old and new value by the dotted name of a field."""
+
+_STATE_SECTIONS = ("model", "optimizer", "bad_steps")  # what the arrays of a state depend on
+
+
+def open_run(
+    workdir: Path, config: Config, tokenizer: Tokenizer, *, allow_config_change: bool = False
+) -> list[str]:
+    """Creates the run's folder, or checks that an existing one is this run.
+
+    Args:
+      allow_config_change: accept other rows and another model, as long as the arrays of the saved
+        states fit.
+
+    Returns:
+      What differs from the config of the last session, one `field: old -> new` each, sorted.
+
+    Raises:
+      UserError: the folder holds something else, a run with another tokenizer, or one that the
+        config does not continue; the message has every field that forbids it.
+    """
+    if not (workdir / "config.json").exists():
+        _create_run(workdir, config, tokenizer)
+        return []
+    _check_tokenizer(workdir, tokenizer)
+    saved = load_config(workdir)
+    changes = config_changes(to_dict(saved), to_dict(config))
+    misfits = _misfits(saved, config, changes) if step_folders(workdir / "checkpoints") else {}
+    _check_changes(workdir, saved, config, misfits, allow_config_change)
+    _write_json(workdir / "config.json", to_dict(config))
+    return _lines(changes)
+
+
+def load_config(workdir: Path) -> Config:
+    """The resolved config of a run.
+
+    Raises:
+      UserError: the folder holds no run, or its config cannot be read.
+    """
+    path = workdir / "config.json"
+    if not path.exists():
+        raise UserError(f"{workdir} holds no run: {path} is missing")
+    try:
+        return from_dict(json.loads(path.read_bytes()))
+    except (OSError, ValueError, TypeError, AttributeError, UserError) as error:
+        raise UserError(f"{path} cannot be used: {error}") from error
+
+
+def config_changes(old: Mapping, new: Mapping, prefix: str = "config") -> Changes:
+    """Old and new value of every field that differs, by dotted name, sorted."""
+    changes = {}
+    for key in sorted(old.keys() | new.keys()):
+        name, pair = f"{prefix}.{key}", (old.get(key), new.get(key))
+        if all(isinstance(value, Mapping) for value in pair):
+            changes |= config_changes(*pair, name)
+        elif pair[0] != pair[1]:
+            changes[name] = pair
+    return changes
+
+
+def _create_run(workdir: Path, config: Config, tokenizer: Tokenizer) -> None:
+    if workdir.exists() and not (workdir.is_dir() and not any(workdir.iterdir())):
+        raise UserError(f"--workdir {workdir} is not empty and holds no run (no config.json)")
+    with written_whole(workdir) as partial:
+        shutil.copytree(tokenizer.dir, partial / "tokenizer")
+        _write_json(partial / "config.json", to_dict(config))
+
+
+def _check_tokenizer(workdir: Path, tokenizer: Tokenizer) -> None:
+    saved = Tokenizer.load(workdir / "tokenizer")
+    if saved.fingerprint != tokenizer.fingerprint:
+        raise UserError(
+            f"--workdir {workdir} was trained with tokenizer {saved.fingerprint[:12]}, "
+            f"the data has {tokenizer.fingerprint[:12]}"
+        )
+
+
+def _check_changes(
+    workdir: Path, saved: Config, config: Config, misfits: Changes, allow_config_change: bool
+) -> None:
+    identity = config_changes(run_identity(saved), run_identity(config))
+    refused = misfits if allow_config_change else identity | misfits
+    if not refused:
+        return
+    if misfits:
+        way_out = f"its checkpoints do not fit another {', '.join(misfits)}: use another --workdir"
+    else:
+        way_out = "--allow_config_change resumes it with them"
+    raise UserError(
+        f"--workdir {workdir} holds another run: {'; '.join(_lines(refused))} ({way_out})"
+    )
+
+
+def _misfits(saved: Config, config: Config, changes: Changes) -> Changes:
+    """The changes with which the arrays of a saved state would not be those of the config's."""
+    possible = {n: pair for n, pair in changes.items() if n.split(".")[1] in _STATE_SECTIONS}
+    if not possible or _layout(config) == _layout(saved):
+        return {}
+    alone = {name: pair for name, pair in possible.items() if _is_misfit(saved, name, pair[1])}
+    return alone or possible
+
+
+def _is_misfit(saved: Config, name: str, value: object) -> bool:
+    """Whether a state of the saved config does not fit the config with one field changed."""
+    _, section, field = name.split(".")
+    part = dataclasses.replace(getattr(saved, section), **{field: value})
+    try:
+        return _layout(dataclasses.replace(saved, **{section: part})) != _layout(saved)
+    except UserError:
+        return False  # the value is valid only together with another change
+
+
+def _layout(config: Config) -> tuple:
+    """Structure, shapes and dtypes of the state."""
+    one_device = make_sharding(MeshConfig(data=1), jax.devices()[:1])
+    abstract, _ = state_shardings(config, one_device)
+    leaves, structure = jax.tree.flatten(abstract)
+    return structure, [(leaf.shape, leaf.dtype) for leaf in leaves]
+
+
+def _lines(changes: Changes) -> list[str]:
+    return [f"{name}: {old!r} -> {new!r}" for name, (old, new) in sorted(changes.items())]
+
+
+def _write_json(path: Path, value) -> None:
+    temporary = path.with_suffix(".tmp")
+    try:
+        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+        temporary.replace(path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error}") from error

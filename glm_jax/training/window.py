@@ -1,0 +1,107 @@
+"""Figures over the steps between two reports, without waiting for the device in between."""
+
+import time
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from glm_jax.training.bad_steps import GOOD, VERDICTS, BadStep, Streak
+from glm_jax.training.metrics import Sums, summarise, total
+from glm_jax.training.step import StepMetrics
+
+
+class _Pending(NamedTuple):
+    step: int
+    rows: range
+    metrics: StepMetrics
+
+
+class Window:
+    """Figures over the steps since the last report.
+
+    A step's figures are read once the next step has been dispatched, so the host learns of a bad
+    step one step late.
+    """
+
+    def __init__(self, languages: list[str], streak: Streak):
+        self._languages = languages
+        self._streak = streak
+        self._pending: _Pending | None = None
+        self._found: list[BadStep] = []
+        self._compiled = False
+        self._clear()
+
+    def add(self, step: int, rows: range, metrics: StepMetrics, waited: float) -> None:
+        """Takes the figures of a dispatched step.
+
+        Args:
+          rows: the row indices of its batch.
+          waited: seconds that the loop stood still for that batch.
+        """
+        self._read_pending()
+        self._pending = _Pending(step, rows, metrics)
+        self._waited += waited
+
+    @property
+    def is_empty(self) -> bool:
+        """No step was added since the last report."""
+        return self._pending is None and not self._sums and not self._bad_steps
+
+    def take_bad_steps(self) -> list[BadStep]:
+        """The bad steps that were found since the last call."""
+        found, self._found = self._found, []
+        return found
+
+    def close(self) -> dict[str, float]:
+        """Figures of the window's good steps by name; begins the next window."""
+        last = None if self._pending is None else self._pending.metrics
+        self._read_pending()
+        figures = summarise(total(self._sums), self._languages) if self._sums else {}
+        if last is not None:
+            figures["grad_norm"] = float(last.grad_norm)
+            figures["learning_rate"] = float(last.learning_rate)
+        seconds = time.perf_counter() - self._started
+        if self._timed_tokens:
+            figures["tokens_per_second"] = self._timed_tokens / seconds
+            figures["input_wait"] = self._waited / seconds
+        if self._noise:
+            covariance, true_gradient = np.mean(self._noise, axis=0)
+            figures["gradient_noise_scale"] = float(covariance / true_gradient)
+        figures["bad_steps"] = self._bad_steps
+        self._clear()
+        return figures
+
+    def restart_clock(self) -> None:
+        """Leaves what was done since the last step out of the rates."""
+        self._started, self._timed_tokens, self._waited = time.perf_counter(), 0.0, 0.0
+
+    def _clear(self) -> None:
+        self._sums: list[Sums] = []
+        self._noise: list[np.ndarray] = []
+        self._bad_steps = 0
+        self.restart_clock()
+
+    def _read_pending(self) -> None:
+        if self._pending is None:
+            return
+        step, rows, metrics = self._pending
+        self._pending = None
+        sums, noise, verdict, grad_norm = jax.device_get(
+            (metrics.sums, metrics.noise, metrics.verdict, metrics.grad_norm)
+        )
+        self._streak.add(step, verdict == GOOD)
+        if verdict == GOOD:
+            self._sums.append(sums)
+            if noise is not None:
+                self._noise.append(noise)
+        else:
+            loss = float(sums.loss.sum() / sums.weight.sum())
+            bad = BadStep(step, rows, VERDICTS[int(verdict)], loss, float(grad_norm))
+            self._found.append(bad)
+            self._bad_steps += 1
+        if self._compiled:
+            self._timed_tokens += float(sums.tokens.sum())
+        else:
+            self._compiled = True
+            self.restart_clock()
