@@ -4,7 +4,8 @@ What: three layers, 128 wide, rows of 128; [MASK], [sMASK] and [gMASK] rows.
 Cost: five to ten minutes on two CPU cores.
 Command: python -m glm_jax.train --config=configs/glm_tiny.py --config.data.dir=DATA --workdir=RUN
 Variants: the default has learned 2D positions (GLM 2021); `:chatglm` has 2D rotary positions and
-  the DeepNorm residual (ChatGLM-6B); `:almanac` is the quickstart, [MASK] rows only.
+  the DeepNorm residual (ChatGLM-6B); `:almanac` is the quickstart, [MASK] rows only; `:text` is for
+  half an hour on real text of tens of megabytes, rows of 256, Muon.
 Expected: `:almanac` ends at a validation loss of about 0.33 (0.16 in English, 0.60 in Chinese).
 """
 
@@ -14,12 +15,13 @@ from glm_jax import config
 from glm_jax.errors import UserError
 from glm_jax.model.presets import preset
 
-PRESETS = {"": "glm_tiny", "chatglm": "chatglm_tiny", "almanac": "glm_tiny"}
+PRESETS = {"": "glm_tiny", "chatglm": "chatglm_tiny", "almanac": "glm_tiny", "text": "glm_tiny"}
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
     if variant not in PRESETS:
-        raise UserError(f"configs/glm_tiny.py has no variant {variant!r}; known: chatglm, almanac")
+        known = ", ".join(filter(None, PRESETS))
+        raise UserError(f"configs/glm_tiny.py has no variant {variant!r}; known: {known}")
     c = ml_collections.ConfigDict(config.default_dict())
     c.model = config.to_dict(preset(PRESETS[variant]))
     c.data.seq_length = 128
@@ -36,6 +38,8 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     c.checkpoint.every = 500
     if variant == "almanac":
         _learn_facts(c)
+    if variant == "text":
+        _learn_text(c)
     return c
 
 
@@ -47,3 +51,21 @@ def _learn_facts(c: ml_collections.ConfigDict) -> None:
     c.objective.mask_ratio = 0.2
     c.optimizer.weight_decay = 0.01
     c.training.steps = 5000
+
+
+def _learn_text(c: ml_collections.ConfigDict) -> None:
+    """Long spans, so that documents can be scored; a steep schedule, as there is one run to do."""
+    c.data.seq_length = 256
+    c.model.max_positions = 256
+    c.objective.token_weight = 0.3
+    c.objective.sentence_weight = 0.2
+    c.objective.document_weight = 0.5
+    c.optimizer.name = "muon"
+    c.optimizer.final_ratio = 0.02
+    c.training.steps = 5000
+    c.logging.samples = (
+        "The old man opened the [MASK] and looked out.",
+        "这本书很[MASK]，我非常喜欢。",
+        "He was born in London and [gMASK]",
+        "手机的电池[gMASK]",
+    )

@@ -1,104 +1,225 @@
 """Evaluates a checkpoint: `python -m glm_jax.evaluate --workdir=RUN [--task=T --input=F]`.
 
-Tasks: `loss`, the objective's own figures on the validation split of the run's data; `fill`, the
-share of blanks of a JSONL file (fields text, answer and optionally language) that greedy decoding
-fills exactly.
+Tasks (docs/evaluation.md has the file formats and formulas):
+  loss     the objective's own figures on the validation split of the run's data
+  bpb      bits per byte of documents
+  lambada  the last word of passages
+  cloze    multiple choice in a blank
+  fill     blanks that greedy decoding fills exactly
+  harness  tasks of lm-evaluation-harness
+
+The last line of the output is one JSON object; the run's evaluations.jsonl gets it too.
 """
 
 import dataclasses
+import importlib.util
 import json
-from collections import defaultdict
+import sys
+import time
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-import jax
 import numpy as np
 from absl import flags
+from rich.console import Console
+from rich.progress import track
 
 from glm_jax import cli
-from glm_jax.config import Config, MeshConfig
+from glm_jax.config import Config
 from glm_jax.data.dataset import host_batches, open_dataset
 from glm_jax.errors import UserError
-from glm_jax.model.decoding import Filler
-from glm_jax.parallel.sharding import make_sharding
+from glm_jax.model.decoding import DecodingOptions, Filler
+from glm_jax.model.scoring import Scorer
+from glm_jax.parallel.sharding import Sharding, make_sharding
+from glm_jax.tasks import bpb, cloze, fill, lambada, loss
+from glm_jax.tasks.continuation import document_mask
 from glm_jax.tokenizer import Tokenizer
 from glm_jax.training.checkpoint import load_params
 from glm_jax.training.evaluation import check_batch, make_validation
-from glm_jax.training.step import state_shardings
+from glm_jax.training.metrics import Sums, summarise, total
+from glm_jax.training.run_folder import load_config
 
 FLAGS = flags.FLAGS
 
 
 def define_flags() -> None:
     flags.DEFINE_string("workdir", None, "Folder of the run.")
-    flags.DEFINE_integer("step", None, "Step of the checkpoint; by default the latest.")
-    flags.DEFINE_enum("task", "loss", ["loss", "fill"], "What to evaluate.")
-    flags.DEFINE_string("data_dir", None, "Prepared data of the loss task; by default the run's.")
-    flags.DEFINE_string("input", None, "JSONL file of the fill task.")
-    flags.DEFINE_integer("max_new_tokens", 16, "Longest answer, in tokens.", 1)
+    flags.DEFINE_integer("step", None, "Step of the checkpoint; by default the newest good one.")
+    flags.DEFINE_bool("ema", False, "The moving average of the parameters.")
+    flags.DEFINE_enum("task", "loss", list(_EVALUATE), "What to evaluate.")
+    flags.DEFINE_multi_string("input", [], "File of the task; repeatable.")
+    flags.DEFINE_integer("limit", 0, "Only so many items of each file or task; 0: all.", 0)
+    flags.DEFINE_integer("batch_size", 16, "Texts computed together, over all devices.", 1)
+    flags.DEFINE_integer("fsdp", 1, "Devices that parameters are split over by rows.", 1)
+    flags.DEFINE_integer("model_parallel", 1, "Devices that split heads, mlp and vocabulary.", 1)
+    flags.DEFINE_string("data_dir", None, "loss: prepared data; by default the run's.")
+    flags.DEFINE_integer("window", 0, "Slots of a row; 0: the row length of training.", 0)
+    flags.DEFINE_integer("stride", 0, "bpb: tokens a window adds; 0: 256 or half a window.", 0)
+    flags.DEFINE_bool("unidirectional", False, "bpb: no context is seen in both directions.")
+    flags.DEFINE_float("length_penalty", 0.0, "cloze: divide by length to this power.")
+    flags.DEFINE_integer("max_new_tokens", 16, "fill: longest answer, in tokens.", 1)
+    flags.DEFINE_list("harness_tasks", [], "harness: names, with commas in between.")
+    flags.DEFINE_string("harness_path", None, "harness: folder of task files.")
 
 
 def main() -> None:
     workdir = Path(cli.required("workdir"))
-    config, params, step = load_params(workdir, FLAGS.step)
-    tokenizer = Tokenizer.load(workdir / "tokenizer")
-    if FLAGS.task == "loss":
-        figures = _validation_loss(config, params, tokenizer)
-    else:
-        filler = Filler(config.model, params, tokenizer)
-        figures = exact_match(filler, Path(cli.required("input")), FLAGS.max_new_tokens)
-    print(json.dumps({"step": step, "task": FLAGS.task, **figures}, ensure_ascii=False))
+    check_task()
+    run = load_run(workdir)
+    started = time.perf_counter()
+    figures = _EVALUATE[FLAGS.task](run)
+    seconds = round(time.perf_counter() - started, 3)
+    inputs = {"input": ", ".join(Path(name).name for name in FLAGS.input)} if FLAGS.input else {}
+    line = json.dumps(
+        {"step": run.step, "task": FLAGS.task, **inputs, **figures, "seconds": seconds},
+        ensure_ascii=False,
+    )
+    remember(workdir, line)
+    print(line)
 
 
-def _validation_loss(config: Config, params: dict, tokenizer: Tokenizer) -> dict[str, float]:
+def remember(workdir: Path, line: str) -> None:
+    """Appends to `evaluations.jsonl` of the run, which the report shows."""
+    try:
+        with (workdir / "evaluations.jsonl").open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+    except OSError as error:
+        print(f"not remembered for the report: {error}", file=sys.stderr)
+
+
+def check_task() -> None:
+    """Refuses, before a checkpoint is read, a task without what it works on.
+
+    Raises:
+      UserError: no input or task of the harness is named, or the harness is not installed.
+    """
+    if FLAGS.task in ("bpb", "lambada", "cloze", "fill") and not FLAGS.input:
+        raise UserError(f"--task={FLAGS.task} needs --input")
+    if FLAGS.task == "harness":
+        cli.required("harness_tasks")
+        if not importlib.util.find_spec("lm_eval"):
+            raise UserError("--task=harness needs lm_eval: pip install -e '.[eval]' in the clone")
+
+
+class Run(NamedTuple):
+    """A checkpoint and the mesh it is evaluated on."""
+
+    config: Config
+    params: dict
+    step: int
+    tokenizer: Tokenizer
+    sharding: Sharding
+
+    def scorer(self) -> Scorer:
+        return Scorer(
+            self.config.model,
+            self.params,
+            self.tokenizer.special,
+            self.sharding,
+            batch_size=FLAGS.batch_size,
+            track=show_progress,
+        )
+
+    def filler(self) -> Filler:
+        return Filler(
+            self.config.model, self.params, self.tokenizer, self.sharding, FLAGS.batch_size
+        )
+
+    def windows(self) -> bpb.Windows:
+        return bpb.make_windows(
+            self.config, FLAGS.window, FLAGS.stride, unidirectional=FLAGS.unidirectional
+        )
+
+    @property
+    def mask_id(self) -> int:
+        return document_mask(self.config.objective, self.tokenizer.special)
+
+
+def load_run(workdir: Path) -> Run:
+    """The checkpoint that the flags name, laid out over all devices by the rules of its config.
+
+    Raises:
+      UserError: no such run, no good step, or a mesh that does not fit.
+    """
+    mesh = load_config(workdir).mesh
+    mesh = dataclasses.replace(mesh, data=-1, fsdp=FLAGS.fsdp, model=FLAGS.model_parallel)
+    sharding = make_sharding(mesh)
+    config, params, step = load_params(workdir, FLAGS.step, ema=FLAGS.ema, sharding=sharding)
+    return Run(config, params, step, Tokenizer.load(workdir / "tokenizer"), sharding)
+
+
+def show_progress(batches: Sequence) -> Iterable:
+    """The batches, with a bar on a terminal."""
+    console = Console(stderr=True)
+    return track(batches, FLAGS.task, console=console, disable=not console.is_terminal)
+
+
+def evaluate_loss(run: Run) -> dict:
+    """Validation as in training, with the number of targets and standard errors by group."""
+    config = run.config
     if FLAGS.data_dir:
         data = dataclasses.replace(config.data, dir=FLAGS.data_dir)
         config = dataclasses.replace(config, data=data)
-    dataset = open_dataset(config, tokenizer)
-    sharding = make_sharding(MeshConfig())
-    check_batch(config, sharding)
-    _, shardings = state_shardings(config, sharding)
+    dataset = open_dataset(config, run.tokenizer)
+    check_batch(config, run.sharding)
     validate = make_validation(
-        config, dataset.languages, sharding, lambda rows: host_batches(rows, 0, config)
+        config, len(dataset.languages), run.sharding, lambda rows: host_batches(rows, 0, config)
     )
-    return validate(jax.device_put(params, shardings.params), dataset.validation)
-
-
-def exact_match(filler: Filler, path: Path, max_new_tokens: int) -> dict:
-    """Share of answers that are filled exactly, white space at the ends aside, by language.
-
-    Raises:
-      UserError: missing file, or a line without the fields.
-    """
-    questions = _read_questions(path)
-    filled = filler.fill([question["text"] for question in questions], max_new_tokens)
-    hits = defaultdict(list)
-    for question, result in zip(questions, filled, strict=True):
-        hit = result.answers[0].strip() == question["answer"].strip()
-        hits["all"].append(hit)
-        if "language" in question:
-            hits[question["language"]].append(hit)
+    sums = validate(run.params, dataset.validation)
+    by_batch = Sums(*map(np.stack, zip(*sums, strict=True)))
     return {
-        "exact_match": {group: float(np.mean(values)) for group, values in hits.items()},
-        "n": {group: len(values) for group, values in hits.items()},
+        **summarise(total(sums), dataset.languages),
+        **loss.spread(by_batch.loss, by_batch.weight, by_batch.targets, dataset.languages),
     }
 
 
-def _read_questions(path: Path) -> list[dict]:
-    if not path.exists():
-        raise UserError(f"--input {path} does not exist")
-    questions = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            question = json.loads(line)
-            if isinstance(question["text"], str) and isinstance(question["answer"], str):
-                questions.append(question)
-                continue
-        except (json.JSONDecodeError, KeyError, TypeError):
-            pass
-        raise UserError(f"{path}:{number}: expected an object with strings text and answer")
-    return questions
+def evaluate_bpb(run: Run) -> dict:
+    windows = run.windows()
+    result = bpb.evaluate(
+        run.scorer(), run.tokenizer, FLAGS.input, windows, run.mask_id, FLAGS.limit
+    )
+    return {**result.to_dict(), **windows._asdict()}
+
+
+def evaluate_lambada(run: Run) -> dict:
+    slots = FLAGS.window or run.config.data.seq_length
+    result = lambada.evaluate(
+        run.scorer(), run.tokenizer, FLAGS.input, slots, run.mask_id, FLAGS.limit
+    )
+    return result.to_dict()
+
+
+def evaluate_cloze(run: Run) -> dict:
+    result = cloze.evaluate(
+        run.scorer(), run.tokenizer, FLAGS.input, FLAGS.length_penalty, FLAGS.limit
+    )
+    return result.to_dict()
+
+
+def evaluate_fill(run: Run) -> dict:
+    options = DecodingOptions(max_new_tokens=FLAGS.max_new_tokens)
+    return fill.evaluate(run.filler(), FLAGS.input, options, FLAGS.limit, show_progress).to_dict()
+
+
+def evaluate_harness(run: Run) -> dict:
+    from glm_jax.tasks import harness  # needs lm_eval, which is optional
+
+    model = harness.GLMHarness(
+        run.scorer(), run.filler(), run.tokenizer, run.windows(), run.mask_id
+    )
+    folder = FLAGS.harness_path or harness.TASKS_DIR
+    return harness.evaluate(model, FLAGS.harness_tasks, folder, FLAGS.limit)
+
+
+_EVALUATE = {
+    "loss": evaluate_loss,
+    "bpb": evaluate_bpb,
+    "lambada": evaluate_lambada,
+    "cloze": evaluate_cloze,
+    "fill": evaluate_fill,
+    "harness": evaluate_harness,
+}
 
 
 if __name__ == "__main__":

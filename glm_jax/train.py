@@ -24,6 +24,7 @@ from glm_jax.tokenizer import Tokenizer
 from glm_jax.training.bad_steps import Streak
 from glm_jax.training.checkpoint import Checkpoints, Restored
 from glm_jax.training.evaluation import check_batch, make_validation
+from glm_jax.training.metrics import summarise, total
 from glm_jax.training.optimizer import describe_optimizer
 from glm_jax.training.run_folder import open_run
 from glm_jax.training.step import TrainState, init_state, make_train_step, state_shardings
@@ -120,7 +121,7 @@ class Session:
         self._window = Window(dataset.languages, self._streak)
         self._rewinds = 0
         self._validate = make_validation(
-            config, dataset.languages, sharding, lambda rows: host_batches(rows, 0, config)
+            config, len(dataset.languages), sharding, lambda rows: host_batches(rows, 0, config)
         )
 
     def train(self, *, allow_data_change: bool) -> TrainState:
@@ -201,16 +202,19 @@ class Session:
 
     def _look(self, state: TrainState) -> dict[str, float] | None:
         """Figures on the validation split and filled samples; None if there is no time for it."""
-        rows, give_up = self._dataset.validation, lambda: self._stopping.is_urgent
-        figures = self._validate(state.params, rows, give_up)
+        figures = self._validation_figures(state.params)
         if figures is not None and state.ema is not None:
-            ema = self._validate(state.ema, rows, give_up)
+            ema = self._validation_figures(state.ema)
             figures = ema and figures | {"loss_ema": ema["loss"]}
         if figures is not None:
             self._report("validation", figures)
             self._fill_samples(state.params)
         self._window.restart_clock()
         return figures
+
+    def _validation_figures(self, params: dict) -> dict[str, float] | None:
+        sums = self._validate(params, self._dataset.validation, lambda: self._stopping.is_urgent)
+        return sums and summarise(total(sums), self._dataset.languages)
 
     def _fill_samples(self, params: dict) -> None:
         texts = self._config.logging.samples

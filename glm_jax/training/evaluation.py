@@ -1,4 +1,4 @@
-"""Figures on the validation split."""
+"""Sums over the validation split."""
 
 import contextlib
 import itertools
@@ -10,7 +10,7 @@ from glm_jax.batch import Batch
 from glm_jax.config import Config
 from glm_jax.errors import UserError
 from glm_jax.parallel.sharding import Sharding
-from glm_jax.training.metrics import summarise, total
+from glm_jax.training.metrics import Sums
 from glm_jax.training.step import make_eval_step
 
 
@@ -33,24 +33,24 @@ def check_batch(config: Config, sharding: Sharding) -> None:
 
 def make_validation(
     config: Config,
-    languages: Sequence[str],
+    num_sources: int,
     sharding: Sharding,
     read: Callable[[Sequence[Batch]], Generator[Batch, None, None]],
-) -> Callable[..., dict[str, float] | None]:
+) -> Callable[..., list[Sums] | None]:
     """Compiles to a function of parameters on the mesh and the rows of a split.
 
     It reads the first `training.eval_rows` rows, or one pass if that is shorter, in whole batches
-    and at least one, and returns the figures of `summarise`; or None if its third argument, asked
+    and at least one, and returns the sums of each batch; or None if its third argument, asked
     before every batch, says to give up.
 
     Args:
       read: makes this host's batches of `training.batch_size` rows from row 0 on.
     """
-    step = make_eval_step(config, sharding, len(languages))
+    step = make_eval_step(config, sharding, num_sources)
 
     def validate(
         params: dict, rows: Sequence[Batch], give_up: Callable[[], bool] = lambda: False
-    ) -> dict[str, float] | None:
+    ) -> list[Sums] | None:
         num_batches = max(
             1, min(config.training.eval_rows, len(rows)) // config.training.batch_size
         )
@@ -60,6 +60,6 @@ def make_validation(
                 if give_up():
                     return None
                 sums.append(step(params, sharding.place(batch)))
-        return summarise(total(jax.device_get(sums)), languages)
+        return jax.device_get(sums)
 
     return validate

@@ -1,0 +1,55 @@
+"""Requests that ask how a text goes on: `[CLS] text mask`, then Part B."""
+
+import numpy as np
+
+from glm_jax.config import ObjectiveConfig
+from glm_jax.errors import UserError
+from glm_jax.model.scoring import Request
+from glm_jax.tokenizer import SpecialTokens
+
+
+def document_mask(objective: ObjectiveConfig, special: SpecialTokens) -> int:
+    """Id of the mask token that stands for the rest of a text.
+
+    [gMASK], or [MASK] for a model that was never trained on document blanks, as in GLM 2021, whose
+    `--task-mask` models have [gMASK] and whose others do everything with [MASK].
+    """
+    return special.gmask if objective.document_weight > 0 else special.mask
+
+
+def continuation(
+    context: np.ndarray,
+    answers: list[np.ndarray],
+    mask_id: int,
+    special: SpecialTokens,
+    *,
+    given: int = 0,
+    eos: bool = False,
+) -> Request:
+    """`[CLS] context mask` or, with `eos`, `[CLS] context mask eos`; the answers go on from it.
+
+    Args:
+      context: int32 [n], tokens of the text so far; n may be 0.
+      answers, given: see `Request`.
+    """
+    tail = [mask_id, special.eos] if eos else [mask_id]
+    part_a = np.concatenate([[special.cls], context, tail]).astype(np.int32)
+    return Request(part_a, len(context) + 1, answers, given)
+
+
+def fit_left(context: np.ndarray, answer_length: int, slots: int, control: int) -> np.ndarray:
+    """The end of `context` that leaves room for an answer in a row of `slots`.
+
+    Args:
+      control: control symbols beside the context, such as 2 for [CLS] and the mask.
+
+    Raises:
+      UserError: not even the answer fits.
+    """
+    room = slots - control - answer_length
+    if room < 0:
+        raise UserError(
+            f"an answer of {answer_length} tokens does not fit a row of {slots} with its "
+            f"{control} control symbols"
+        )
+    return context[max(len(context) - room, 0) :]
