@@ -51,7 +51,9 @@ _TEXTS = (
 
 
 def define_flags() -> None:
-    flags.DEFINE_string("from", None, "Folder of the run; its latest checkpoint is exported.")
+    flags.DEFINE_string("from", None, "Folder of the run.")
+    flags.DEFINE_integer("step", None, "Step of the checkpoint; by default the newest good one.")
+    flags.DEFINE_bool("ema", False, "The moving average of the parameters.")
     flags.DEFINE_string("out", None, "Folder to write.")
     flags.DEFINE_enum("layout", "glm_jax", ["glm_jax"], "Names and shapes of the tensors.")
     flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Type of the weights.")
@@ -65,7 +67,7 @@ def main() -> None:
     check_target(out, FLAGS.overwrite)
     if FLAGS.verify:
         check_torch()
-    config, params, step = load_params(workdir)
+    config, params, step = load_params(workdir, FLAGS.step, ema=FLAGS.ema)
     tokenizer = Tokenizer.load(workdir / "tokenizer")
     export_model(
         config.model,

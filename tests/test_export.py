@@ -194,7 +194,7 @@ def run(tokenizer, tmp_path, monkeypatch):
     """A run's folder whose checkpoint is `_params(LEARNED)` at step 7."""
     shutil.copytree(tokenizer.dir, tmp_path / "run" / "tokenizer")
     config = Config(model=LEARNED, data=DataConfig(seq_length=48))
-    monkeypatch.setattr(export, "load_params", lambda workdir: (config, _params(LEARNED), 7))
+    monkeypatch.setattr(export, "load_params", lambda *_, **__: (config, _params(LEARNED), 7))
     return tmp_path / "run"
 
 
