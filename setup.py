@@ -26,7 +26,12 @@ CORE = [
     "rich>=15.0.0,<16",
 ]
 TORCH = ["torch>=2.13.0,<3", "transformers>=5.23.0,<6"]
-TEST = ["pytest>=9.2.0,<10", "hypothesis>=6.170.15,<7", "ruff==0.17.6"]
+TEST = [
+    "pytest>=9.2.0,<10",
+    "hypothesis>=6.170.15,<7",
+    "ruff==0.17.6",
+    "tensorboardX>=2.6.5,<3",
+]
 
 setup(
     name="glm-jax",

@@ -1,18 +1,21 @@
 """Time and memory of the loss on targets only beside the dense loss, in the same run.
 
     python benchmarks/cross_entropy.py
-    python benchmarks/cross_entropy.py --dtype=bfloat16 --tokens=32768 --width=2048
+    python benchmarks/cross_entropy.py --dtype=bfloat16 --tokens=32768 --width=2048 --torch
 
 Every entry computes the loss and its gradients by the hidden states and the head. Peers: all logits
-in JAX, with optax's formula (logsumexp minus the target's logit), and where PyTorch is installed
-its cross_entropy on all logits and on the gathered targets. Times are medians over rounds in which
-every entry runs once. Temporary memory is what XLA plans for the compiled call beside its arguments
-and results; a chunk is chunk_size x V float32 logits.
+in JAX, with our formula (logsumexp minus the target's logit) and with optax's; with `--torch`,
+PyTorch's cross_entropy on all logits and on the gathered targets, and Liger Kernel's fused loss on
+the gathered targets. Every entry is measured in rounds that alternate with the first one; times are
+medians. An entry that fails, or whose package is not installed, says so and the others go on.
+Temporary memory is what XLA plans for the compiled call beside its arguments and results; a chunk
+is chunk_size x V float32 logits.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import platform
 import statistics
@@ -31,8 +34,8 @@ def main():
     print()
     print(f"{args.tokens} tokens, width {args.width}, {args.dtype}, chunk of {args.chunk_size}")
     print()
-    print("| V | targets | entry | ms | dense / entry | temporary MiB | in chunks of logits |")
-    print("|---|---|---|---|---|---|---|")
+    print("| V | targets | entry | ms | in units of the first | temporary MiB | in chunks |")
+    print("|---|---|---|---|---|---|---|", flush=True)
     for vocab in args.vocabs:
         for share in args.shares:
             compare(args, vocab, share)
@@ -40,50 +43,70 @@ def main():
 
 def compare(args, vocab, share):
     rng = np.random.default_rng(args.seed)
-    hidden = rng.normal(size=(1, args.tokens, args.width)).astype(np.float32)
-    kernel = rng.normal(size=(args.width, vocab)).astype(np.float32) * args.width**-0.5
+    hidden = rng.standard_normal((1, args.tokens, args.width), np.float32)
+    kernel = rng.standard_normal((args.width, vocab), np.float32) * args.width**-0.5
     targets = rng.integers(0, vocab, (1, args.tokens)).astype(np.int32)
     weights = (rng.random((1, args.tokens)) < share).astype(np.float32)
-    runs, temporary = jax_entries(args, hidden, kernel, targets, weights)
+    builders = jax_builders(args, hidden, kernel, targets, weights)
     if args.torch:
-        runs |= torch_entries(args.dtype, hidden, kernel, targets, weights)
-    seconds = medians(runs, args.rounds)
-    for name, time_of_entry in seconds.items():
-        memory = "-", "-"
-        if name in temporary:
-            chunks = temporary[name] / (args.chunk_size * vocab * 4)
-            memory = f"{temporary[name] / 2**20:.0f}", f"{chunks:.2f}"
-        ratio = seconds["jax, all logits"] / time_of_entry
-        print(
-            f"| {vocab} | {share:.0%} | {name} | {time_of_entry * 1e3:.0f} | {ratio:.2f} "
-            f"| {memory[0]} | {memory[1]} |"
-        )
+        builders |= torch_builders(args.dtype, hidden, kernel, targets, weights)
+    about, first = f"| {vocab} | {share:.0%}", None
+    for name, build in builders.items():
+        try:
+            run, temporary = build()
+            first = first or run
+            seconds, first_seconds = paired_medians(run, first, args.rounds)
+        except Exception as error:  # out of memory, a package that is not there
+            text = " ".join(str(error).split())[:200].replace("|", "/")
+            print(f"{about} | {name} | failed: {type(error).__name__}: {text} | | | |", flush=True)
+            continue
+        memory = "- | -"
+        if temporary is not None:
+            chunks = temporary / (args.chunk_size * vocab * 4)
+            memory = f"{temporary / 2**20:.0f} | {chunks:.2f}"
+        ratio = seconds / first_seconds
+        print(f"{about} | {name} | {seconds * 1e3:.1f} | {ratio:.2f} | {memory} |", flush=True)
 
 
-def jax_entries(args, hidden, kernel, targets, weights):
-    """Name -> a call that waits for the result, and name -> bytes of temporary memory."""
+def jax_builders(args, hidden, kernel, targets, weights):
+    """Name -> a function that gives a call that waits for the result, and its temporary bytes."""
 
     def fused(hidden, kernel, targets, weights):
         return target_cross_entropy(hidden, kernel, targets, weights, chunk_size=args.chunk_size)
 
+    def logits_of(hidden, kernel):
+        return jnp.dot(hidden, kernel, preferred_element_type=jnp.float32)
+
     def dense(hidden, kernel, targets, weights):
-        logits = jnp.dot(hidden, kernel, preferred_element_type=jnp.float32)
+        logits = logits_of(hidden, kernel)
         at_target = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
         nll = jax.nn.logsumexp(logits, axis=-1) - at_target
         return jnp.sum(weights * nll), nll
 
+    def with_optax(hidden, kernel, targets, weights):
+        import optax
+
+        logits = logits_of(hidden, kernel)
+        nll = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+        return jnp.sum(weights * nll), nll
+
     arrays = [jnp.asarray(x) for x in (hidden, kernel, targets, weights)]
     arrays[:2] = (x.astype(args.dtype) for x in arrays[:2])
-    runs, temporary = {}, {}
-    for name, loss in {"target_cross_entropy": fused, "jax, all logits": dense}.items():
-        gradients = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))
-        compiled = gradients.lower(*arrays).compile()
-        temporary[name] = compiled.memory_analysis().temp_size_in_bytes
-        runs[name] = lambda compiled=compiled: jax.block_until_ready(compiled(*arrays))
-    return runs, temporary
+
+    def build(loss):
+        compiled = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True)).lower(*arrays).compile()
+        memory = compiled.memory_analysis().temp_size_in_bytes
+        return lambda: jax.block_until_ready(compiled(*arrays)), memory
+
+    losses = {
+        "target_cross_entropy": fused,
+        "jax, all logits": dense,
+        "jax and optax, all logits": with_optax,
+    }
+    return {name: functools.partial(build, loss) for name, loss in losses.items()}
 
 
-def torch_entries(dtype, hidden, kernel, targets, weights):
+def torch_builders(dtype, hidden, kernel, targets, weights):
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -95,30 +118,49 @@ def torch_entries(dtype, hidden, kernel, targets, weights):
     hidden.requires_grad_()
     kernel.requires_grad_()
 
-    def run(x, labels):
+    def dense(x, labels):
         logits = torch.nn.functional.linear(x, kernel).float()
-        loss = torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
-        torch.autograd.grad(loss, (hidden, kernel))
-        if device == "cuda":
-            torch.cuda.synchronize()
+        return torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
+
+    def build(loss):
+        def run():
+            torch.autograd.grad(loss(), (hidden, kernel))
+            if device == "cuda":
+                torch.cuda.synchronize()
+
+        return run, None
+
+    def liger():
+        from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
+
+        def loss():
+            result = liger_fused_linear_cross_entropy(
+                hidden[is_target], kernel, targets[is_target], reduction="sum"
+            )
+            return result[0] if isinstance(result, tuple) else result
+
+        return build(loss)
 
     return {
-        f"torch, all logits ({device})": lambda: run(hidden, ignored),
-        f"torch, targets gathered ({device})": lambda: run(hidden[is_target], targets[is_target]),
+        f"torch, all logits ({device})": lambda: build(lambda: dense(hidden, ignored)),
+        f"torch, targets gathered ({device})": lambda: build(
+            lambda: dense(hidden[is_target], targets[is_target])
+        ),
+        f"Liger, targets gathered ({device})": liger,
     }
 
 
-def medians(runs, rounds):
-    """Name -> seconds."""
-    seconds = {name: [] for name in runs}
-    for run in runs.values():
-        run()
+def paired_medians(run, first, rounds):
+    """Seconds of `run` and of `first`, measured in turn."""
+    seconds = {run: [], first: []}
+    for timed in seconds:
+        timed()
     for _ in range(rounds):
-        for name, run in runs.items():
+        for timed in seconds:
             began = time.perf_counter()
-            run()
-            seconds[name].append(time.perf_counter() - began)
-    return {name: statistics.median(times) for name, times in seconds.items()}
+            timed()
+            seconds[timed].append(time.perf_counter() - began)
+    return statistics.median(seconds[run]), statistics.median(seconds[first])
 
 
 def versions():
@@ -140,7 +182,7 @@ def parse_arguments():
     parser.add_argument("--shares", type=several(float), default=[0.2])
     parser.add_argument("--chunk-size", type=int, default=256)
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
-    parser.add_argument("--torch", action="store_true", help="also PyTorch's dense losses")
+    parser.add_argument("--torch", action="store_true", help="also PyTorch's losses and Liger's")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()

@@ -18,9 +18,10 @@ class BlockBounds:
     """Per row and tile, all int32: nq = ceil(Tq / block_q) query tiles, nk key tiles.
 
     Query tile i needs the key tiles key_lo[i] <= j < key_hi[i]. Of these, full_lo[i] <= j <
-    full_hi[i] are full: every query of the tile sees every key, so no comparison is needed. Key
-    tile j is needed by no query tile outside query_lo[j] <= i < query_hi[j]. A tile that nothing
-    sees has equal bounds, 0 and 0.
+    full_hi[i] are full: every query of the tile sees every key, so no comparison is needed. From
+    full_lo[i] on no range has yet to start, so there the ends alone decide; before full_hi[i] none
+    has ended, so there the starts alone do. Key tile j is needed by no query tile outside
+    query_lo[j] <= i < query_hi[j]. A tile that nothing sees has equal bounds, 0 and 0.
     """
 
     key_lo: jax.Array  # [B, nq]

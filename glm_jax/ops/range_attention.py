@@ -8,6 +8,7 @@ sees anything are skipped, forward and backward.
 from __future__ import annotations
 
 import functools
+import importlib.util
 import logging
 import math
 from collections.abc import Sequence
@@ -20,11 +21,13 @@ from glm_jax.errors import UserError
 from glm_jax.ops.block_bounds import BlockBounds, compute_bounds
 from glm_jax.ops.mesh_axes import check_divisible
 from glm_jax.ops.range_attention_chunked import chunked_attention
+from glm_jax.ops.range_attention_tokamax import tokamax_attention
 from glm_jax.ops.range_attention_tpu import tpu_attention
 
-BACKENDS = ("auto", "reference", "chunked", "tpu", "cudnn")
-_NEEDS_PLATFORM = {"tpu": "tpu", "cudnn": "gpu"}
-_WITHOUT_BOUNDS = ("reference", "cudnn")
+BACKENDS = ("auto", "reference", "chunked", "tpu", "gpu", "cudnn", "tokamax")
+_NEEDS_PLATFORM = {"tpu": "tpu", "gpu": "gpu", "cudnn": "gpu", "tokamax": "gpu"}
+_WITHOUT_BOUNDS = ("reference", "cudnn", "tokamax")
+_HOPPER = "9.0"  # compute capability
 
 _log = logging.getLogger(__name__)
 
@@ -51,8 +54,9 @@ def range_attention(
       kv_start, kv_end: int32 [B, Tq] with 0 <= kv_start and kv_end <= Tk, which is checked where
         rows are made and not here. A query with kv_start >= kv_end sees nothing: its output and
         its gradient are zero.
-      backend: one of `BACKENDS`. `auto` takes `resolve_backend`'s choice, and `reference` for a
-        single query (decoding), which has no tiles to skip.
+      backend: one of `BACKENDS`. `auto` takes `resolve_backend`'s choice, except `chunked` where
+        that does not take this dtype or head size, and `reference` for a single query (decoding),
+        which has no tiles to skip.
       bounds: `block_bounds(...)` with the same backend; None computes them here.
       mesh: None or a mesh of one device: a plain call, which the compiler partitions as it likes.
         Otherwise every device works on its own rows and heads, split over `batch_axes` and
@@ -68,7 +72,10 @@ def range_attention(
     """
     if backend == "auto" and q.shape[1] == 1:
         backend, bounds = "reference", None
-    backend = resolve_backend(backend, _platform(mesh))
+    automatic = backend == "auto"
+    backend = resolve_backend(backend, *_target(mesh))
+    if automatic and backend == "gpu" and _not_for_gpu(q.dtype, q.shape[-1]):
+        backend = "chunked"
     if bounds is None:
         bounds = _bounds(kv_start, kv_end, k.shape[1], backend)
     attend = functools.partial(_attend, backend)
@@ -104,16 +111,20 @@ def block_bounds(
 
     Compute it once per step, outside the loop over layers. None for backends that skip nothing.
     """
-    return _bounds(kv_start, kv_end, num_keys, resolve_backend(backend, _platform(mesh)))
+    return _bounds(kv_start, kv_end, num_keys, resolve_backend(backend, *_target(mesh)))
 
 
 @functools.cache
-def resolve_backend(name: str, platform: str | None = None) -> str:
+def resolve_backend(
+    name: str, platform: str | None = None, compute_capability: str | None = None
+) -> str:
     """The backend that `name` means on `platform` ('cpu', 'gpu', 'tpu'; None: this process's own).
 
-    Logs the choice once. Raises UserError for an unknown name or one that cannot run there.
+    `compute_capability` is a GPU's, as '9.0'. Logs the choice once. Raises UserError for an unknown
+    name or one that cannot run there.
     """
-    platform = platform or jax.default_backend()
+    if platform is None:
+        platform, compute_capability = _target(None)
     if name not in BACKENDS:
         raise UserError(f"attention backend {name!r} is not one of: {', '.join(BACKENDS)}")
     needed = _NEEDS_PLATFORM.get(name, platform)
@@ -121,26 +132,67 @@ def resolve_backend(name: str, platform: str | None = None) -> str:
         raise UserError(
             f"attention backend {name!r} needs a {needed} and this runs on {platform}: use 'auto'"
         )
+    problem = _gpu_problem(compute_capability) if platform == "gpu" else None
+    if name == "gpu" and problem:
+        raise UserError(f"attention backend 'gpu' {problem}: use 'auto'")
+    if name == "tokamax" and not importlib.util.find_spec("tokamax"):
+        raise UserError("attention backend 'tokamax' needs its package: pip install tokamax")
     if name != "auto":
         return name
-    backend = "tpu" if platform == "tpu" else "chunked"
-    reason = {
-        "cpu": "plain JAX is the fastest here that skips tiles",
-        "tpu": "the Pallas kernel skips tiles and their memory traffic",
-    }.get(platform, "no kernel for this platform; 'cudnn' by name is dense")
+    backend, reason = {
+        "cpu": ("chunked", "plain JAX is the fastest here that skips tiles"),
+        "tpu": ("tpu", "the Pallas kernel skips tiles and their memory traffic"),
+        "gpu": ("gpu", "the Pallas kernel for Hopper skips tiles and their memory traffic"),
+    }.get(platform, ("chunked", "no kernel for this platform"))
+    if problem:
+        backend, reason = "chunked", f"'gpu' {problem}"
     _log.info("range attention on %s: %s (%s)", platform, backend, reason)
     return backend
 
 
-def _platform(mesh):
-    """A mesh may describe devices that this process does not have (ahead-of-time compilation)."""
-    return mesh.devices.flat[0].platform if mesh is not None else None
+def _target(mesh):
+    """Platform and compute capability (None but for GPUs) of the devices that will run this.
+
+    A mesh may describe devices that this process does not have (ahead-of-time compilation).
+    """
+    device = mesh.devices.flat[0] if mesh is not None else jax.devices()[0]
+    return device.platform, getattr(device, "compute_capability", None)
+
+
+def _gpu_problem(compute_capability):
+    """Why the kernels for Hopper cannot run, or None if they can."""
+    if compute_capability != _HOPPER:
+        return (
+            f"needs a Hopper GPU (compute capability {_HOPPER}) and this one has "
+            f"{compute_capability}"
+        )
+    try:
+        _gpu_kernels()
+    except ImportError as error:
+        return f"needs a jax with Pallas for Mosaic GPU ({str(error).splitlines()[0]})"
+    return None
+
+
+def _gpu_kernels():
+    """Imported where they run: not every jaxlib has Mosaic GPU."""
+    from glm_jax.ops import range_attention_gpu
+
+    return range_attention_gpu
+
+
+@functools.cache
+def _not_for_gpu(dtype, head_size):
+    """Whether the GPU kernels do not take these arrays; says once why."""
+    reason = _gpu_kernels().unsupported(dtype, head_size)
+    if reason:
+        _log.info("range attention on gpu: chunked ('gpu' %s)", reason)
+    return reason is not None
 
 
 def _bounds(kv_start, kv_end, num_keys, backend):
     if backend in _WITHOUT_BOUNDS:
         return None
-    block = _tpu_block if backend == "tpu" else _chunked_block
+    block = {"tpu": _tpu_block, "gpu": _gpu_block}.get(backend, _chunked_block)
     return compute_bounds(
         kv_start, kv_end, num_keys, block_q=block(kv_start.shape[1]), block_k=block(num_keys)
     )
@@ -156,6 +208,11 @@ def _tpu_block(length):
     return -(-_even_block(length, 512) // 128) * 128
 
 
+def _gpu_block(length):
+    """Tiles of two warpgroups, of one where that holds everything."""
+    return 64 if length <= 64 else 128
+
+
 def _even_block(length, largest):
     num_tiles = -(-length // largest)
     return -(-length // num_tiles)
@@ -166,6 +223,10 @@ def _attend(backend, q, k, v, kv_start, kv_end, bounds):
         return _reference(q, k, v, kv_start, kv_end)
     if backend == "cudnn":
         return _cudnn(q, k, v, kv_start, kv_end)
+    if backend == "tokamax":
+        return tokamax_attention(q, k, v, kv_start, kv_end)
+    if backend == "gpu":
+        return _gpu_kernels().gpu_attention(q, k, v, kv_start, kv_end, bounds)
     attention = tpu_attention if backend == "tpu" else chunked_attention
     return attention(q, k, v, kv_start, kv_end, bounds)
 
