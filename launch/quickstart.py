@@ -4,7 +4,6 @@ Finished steps are not repeated: run it again to go on where it stopped.
 """
 
 import argparse
-import importlib.metadata
 import importlib.util
 import json
 import os
@@ -18,10 +17,10 @@ from pathlib import Path
 
 from glm_jax.documents import Counts, read_documents
 from glm_jax.errors import UserError
+from glm_jax.versions import versions
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = "configs/glm_tiny.py"
-PACKAGES = ("glm-jax", "jax", "flax", "optax", "orbax-checkpoint", "sentencepiece", "numpy")
 ALMANAC_VOCAB, CORPUS_VOCAB = 1500, 8000
 SAMPLES_PER_LANGUAGE = 2
 
@@ -200,7 +199,7 @@ def write_summary(
         **costs,
         "export_verified": verified,
         "samples": samples,
-        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "versions": versions(),
         "python": platform.python_version(),
     }
     path = work / "summary.json"
