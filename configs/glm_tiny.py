@@ -62,7 +62,7 @@ def _learn_text(c: ml_collections.ConfigDict) -> None:
     c.objective.document_weight = 0.5
     c.optimizer.name = "muon"
     c.optimizer.final_ratio = 0.02
-    c.training.steps = 5000
+    c.training.steps = 3000
     c.logging.samples = (
         "The old man opened the [MASK] and looked out.",
         "这本书很[MASK]，我非常喜欢。",

@@ -159,6 +159,7 @@ class LoggingConfig:
     """Where figures go beside the terminal and metrics.jsonl, and what is filled on the way."""
 
     samples: tuple[str, ...] = ()  # texts with blanks that every validation fills, for the report
+    sample_tokens: int = 32  # longest answer in them
     tensorboard: bool = False  # also write event files to <workdir>/tensorboard
     wandb: str = "off"  # off | offline | online
     wandb_project: str = "glm-jax"

@@ -25,6 +25,7 @@ def check(config: Config) -> None:
     _check_optimizer(config.optimizer)
     _check_training(config)
     _check_bad_steps(config.bad_steps)
+    _positive("logging", config.logging, "sample_tokens")
     _one_of("logging.wandb", config.logging.wandb, ("off", "offline", "online"))
 
 
@@ -113,9 +114,10 @@ def _check_optimizer(o: OptimizerConfig) -> None:
     _one_of("optimizer.schedule", o.schedule, ("cosine", "linear", "wsd", "constant"))
     _positive("optimizer", o, "learning_rate", "eps", "clip_norm", "muon_rms")
     _not_negative("optimizer", o, "warmup_steps", "decay_steps", "cooldown_steps", "weight_decay")
-    for name in ("final_ratio", "b1", "b2", "muon_momentum"):
-        _in_unit(f"optimizer.{name}", getattr(o, name))
-    _require(0.0 <= o.ema_decay < 1.0, f"optimizer.ema_decay must be in [0, 1), got {o.ema_decay}")
+    _in_unit("optimizer.final_ratio", o.final_ratio)
+    for name in ("b1", "b2", "muon_momentum", "ema_decay"):
+        decay = getattr(o, name)
+        _require(0.0 <= decay < 1.0, f"optimizer.{name} must be in [0, 1), got {decay}")
     _require(
         o.schedule != "wsd" or o.cooldown_steps > 0,
         "optimizer.cooldown_steps must be positive for the schedule wsd",

@@ -75,11 +75,16 @@ def read_documents(
     """
     paths = [pathlib.Path(path) for path in paths]
     for path in paths:
-        _check_readable(path)
+        check_readable(path)
     return _read_files(paths, on_error, Counts() if counts is None else counts)
 
 
-def _check_readable(path: pathlib.Path) -> None:
+def check_readable(path: pathlib.Path) -> None:
+    """Refuses a path before anything is read.
+
+    Raises:
+        UserError: "file: reason": it is no file, or its name ends in none of `SUFFIXES`.
+    """
     if not path.name.endswith(SUFFIXES):
         raise UserError(f"{path}: the name must end in one of {', '.join(SUFFIXES)}")
     if not path.is_file():
@@ -89,7 +94,7 @@ def _check_readable(path: pathlib.Path) -> None:
 def _read_files(paths: list[pathlib.Path], on_error: str, counts: Counts) -> Iterator[Document]:
     for path in paths:
         parse = _parse_json if path.name.endswith((".jsonl", ".jsonl.gz")) else _parse_plain
-        for number, line in _numbered_lines(path):
+        for number, line in read_lines(path):
             try:
                 document = _parse_line(line, parse, path, number, counts)
             except _LineError as error:
@@ -107,19 +112,26 @@ def _read_files(paths: list[pathlib.Path], on_error: str, counts: Counts) -> Ite
             yield document
 
 
-def _numbered_lines(path: pathlib.Path) -> Iterator[tuple[int, bytes]]:
+def read_lines(path: pathlib.Path) -> Iterator[tuple[int, bytes]]:
+    """The lines of a file, gzipped where its name ends in .gz; see `numbered_lines`.
+
+    Raises:
+        UserError: "file: cannot be read: reason", as soon as it cannot be read on.
+    """
     try:
-        with _open_binary(path) as stream:
-            for number, line in enumerate(stream, start=1):
-                if number == 1:
-                    line = line.removeprefix(_BYTE_ORDER_MARK)
-                yield number, line.removesuffix(b"\n").removesuffix(b"\r")
+        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as stream:
+            yield from numbered_lines(stream)
     except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from error
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{path}: cannot be read: {reason}") from error
 
 
-def _open_binary(path: pathlib.Path) -> BinaryIO:
-    return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
+def numbered_lines(stream: BinaryIO) -> Iterator[tuple[int, bytes]]:
+    """The lines of UTF-8 text from 1, without line ends and without a byte order mark."""
+    for number, line in enumerate(stream, start=1):
+        if number == 1:
+            line = line.removeprefix(_BYTE_ORDER_MARK)
+        yield number, line.removesuffix(b"\n").removesuffix(b"\r")
 
 
 def _parse_line(

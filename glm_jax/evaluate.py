@@ -39,15 +39,28 @@ from glm_jax.training.checkpoint import load_params
 from glm_jax.training.evaluation import check_batch, make_validation
 from glm_jax.training.metrics import Sums, summarise, total
 from glm_jax.training.run_folder import load_config
+from glm_jax.training.writers import json_value
 
 FLAGS = flags.FLAGS
+
+_TASK_FLAGS = {  # beside those that every task has
+    "loss": ("data_dir",),
+    "bpb": ("input", "limit", "batch_size", "window", "stride", "unidirectional"),
+    "lambada": ("input", "limit", "batch_size", "window"),
+    "cloze": ("input", "limit", "batch_size", "length_penalty"),
+    "fill": ("input", "limit", "batch_size", "max_new_tokens"),
+    "harness": (
+        *("harness_tasks", "harness_path", "limit", "batch_size"),
+        *("window", "stride", "unidirectional"),
+    ),
+}
 
 
 def define_flags() -> None:
     flags.DEFINE_string("workdir", None, "Folder of the run.")
     flags.DEFINE_integer("step", None, "Step of the checkpoint; by default the newest good one.")
     flags.DEFINE_bool("ema", False, "The moving average of the parameters.")
-    flags.DEFINE_enum("task", "loss", list(_EVALUATE), "What to evaluate.")
+    flags.DEFINE_enum("task", "loss", list(_TASK_FLAGS), "What to evaluate.")
     flags.DEFINE_multi_string("input", [], "File of the task; repeatable.")
     flags.DEFINE_integer("limit", 0, "Only so many items of each file or task; 0: all.", 0)
     flags.DEFINE_integer("batch_size", 16, "Texts computed together, over all devices.", 1)
@@ -55,8 +68,8 @@ def define_flags() -> None:
     flags.DEFINE_integer("model_parallel", 1, "Devices that split heads, mlp and vocabulary.", 1)
     flags.DEFINE_string("data_dir", None, "loss: prepared data; by default the run's.")
     flags.DEFINE_integer("window", 0, "Slots of a row; 0: the row length of training.", 0)
-    flags.DEFINE_integer("stride", 0, "bpb: tokens a window adds; 0: 256 or half a window.", 0)
-    flags.DEFINE_bool("unidirectional", False, "bpb: no context is seen in both directions.")
+    flags.DEFINE_integer("stride", 0, "Tokens a window adds; 0: 256 or half a window.", 0)
+    flags.DEFINE_bool("unidirectional", False, "No window is seen in both directions.")
     flags.DEFINE_float("length_penalty", 0.0, "cloze: divide by length to this power.")
     flags.DEFINE_integer("max_new_tokens", 16, "fill: longest answer, in tokens.", 1)
     flags.DEFINE_list("harness_tasks", [], "harness: names, with commas in between.")
@@ -71,12 +84,29 @@ def main() -> None:
     figures = _EVALUATE[FLAGS.task](run)
     seconds = round(time.perf_counter() - started, 3)
     inputs = {"input": ", ".join(Path(name).name for name in FLAGS.input)} if FLAGS.input else {}
+    about = {"step": run.step, "task": FLAGS.task, **inputs, "flags": remembered_flags()}
     line = json.dumps(
-        {"step": run.step, "task": FLAGS.task, **inputs, **figures, "seconds": seconds},
-        ensure_ascii=False,
+        json_value({**about, **figures, "seconds": seconds}), ensure_ascii=False, allow_nan=False
     )
     remember(workdir, line)
     print(line)
+
+
+def remembered_flags() -> dict:
+    """The flags with another value than their default that figures depend on.
+
+    Without them the figures of the moving average look like those of the parameters.
+    """
+    elsewhere = ("input", "batch_size")  # the line names the input; the other changes no figure
+    values = {
+        name: FLAGS[name].value
+        for name in ("ema", *_TASK_FLAGS[FLAGS.task])
+        if name not in elsewhere and FLAGS[name].value != FLAGS[name].default
+    }
+    return {
+        name: ",".join(value) if isinstance(value, list) else value
+        for name, value in values.items()
+    }
 
 
 def remember(workdir: Path, line: str) -> None:
@@ -92,9 +122,14 @@ def check_task() -> None:
     """Refuses, before a checkpoint is read, a task without what it works on.
 
     Raises:
-      UserError: no input or task of the harness is named, or the harness is not installed.
+      UserError: no input or task of the harness is named, a flag is given that the task does not
+        have, or the harness is not installed.
     """
-    if FLAGS.task in ("bpb", "lambada", "cloze", "fill") and not FLAGS.input:
+    taken = _TASK_FLAGS[FLAGS.task]
+    for name in sorted(set().union(*_TASK_FLAGS.values()) - set(taken)):
+        if FLAGS[name].present:
+            raise UserError(f"--{name} means nothing to --task={FLAGS.task}")
+    if "input" in taken and not FLAGS.input:
         raise UserError(f"--task={FLAGS.task} needs --input")
     if FLAGS.task == "harness":
         cli.required("harness_tasks")
@@ -191,15 +226,20 @@ def evaluate_lambada(run: Run) -> dict:
 
 
 def evaluate_cloze(run: Run) -> dict:
+    slots = run.config.data.seq_length
     result = cloze.evaluate(
-        run.scorer(), run.tokenizer, FLAGS.input, FLAGS.length_penalty, FLAGS.limit
+        run.scorer(), run.tokenizer, FLAGS.input, slots, FLAGS.length_penalty, FLAGS.limit
     )
     return result.to_dict()
 
 
 def evaluate_fill(run: Run) -> dict:
     options = DecodingOptions(max_new_tokens=FLAGS.max_new_tokens)
-    return fill.evaluate(run.filler(), FLAGS.input, options, FLAGS.limit, show_progress).to_dict()
+    slots = run.config.data.seq_length
+    result = fill.evaluate(
+        run.filler(), run.tokenizer, FLAGS.input, slots, options, FLAGS.limit, show_progress
+    )
+    return result.to_dict()
 
 
 def evaluate_harness(run: Run) -> dict:

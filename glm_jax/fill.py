@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, TextIO
+from typing import NamedTuple, TextIO
 
 from absl import flags
 from rich.console import Console
@@ -21,6 +21,7 @@ from rich.text import Text
 
 from glm_jax import cli
 from glm_jax.config import MeshConfig
+from glm_jax.documents import check_readable, numbered_lines, read_lines
 from glm_jax.errors import UserError
 from glm_jax.model.decoding import DecodingOptions, Draw, Filled, Filler
 from glm_jax.parallel.sharding import make_sharding
@@ -29,15 +30,13 @@ from glm_jax.training.checkpoint import load_params
 
 FLAGS = flags.FLAGS
 
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-
 
 def define_flags() -> None:
     flags.DEFINE_string("workdir", None, "Folder of the run whose model fills.")
-    flags.DEFINE_integer("step", None, "Step of the checkpoint; by default the latest.")
+    flags.DEFINE_integer("step", None, "Step of the checkpoint; by default the newest good one.")
     flags.DEFINE_bool("ema", False, "Fill with the moving average of the parameters.")
     flags.DEFINE_multi_string("text", [], "Text with [MASK], [sMASK] or [gMASK]; repeatable.")
-    flags.DEFINE_string("input", None, "File of texts: .txt, one a line, or .jsonl with text.")
+    flags.DEFINE_string("input", None, "File of texts: .txt, one a line, or .jsonl; also .gz.")
     flags.DEFINE_string("output", None, "JSONL file to write.")
     flags.DEFINE_bool("overwrite", False, "Replace an existing --output.")
     flags.DEFINE_bool("json", False, "Print one JSON object an answered text.")
@@ -157,6 +156,11 @@ def _options() -> DecodingOptions:
         raise UserError(
             f"--num_samples {FLAGS.num_samples} would all be the same: --temperature is 0"
         )
+    for name in ("top_k", "top_p", "seed"):
+        if FLAGS[name].present and options.temperature == 0:
+            raise UserError(f"--{name} is of draws: --temperature is 0")
+    if FLAGS["length_penalty"].present and options.num_beams == 1:
+        raise UserError("--length_penalty is of beams: --num_beams is 1")
     return options
 
 
@@ -166,10 +170,14 @@ def _check_files() -> None:
         path = Path(FLAGS.input)
         if FLAGS.text:
             raise UserError("give one of --text and --input")
-        if path.suffix not in (".txt", ".jsonl"):
-            raise UserError(f"--input {path}: the name must end in .txt or .jsonl")
-        if not path.is_file():
-            raise UserError(f"--input {path}: {'not a file' if path.exists() else 'no such file'}")
+        try:
+            check_readable(path)
+        except UserError as error:
+            raise UserError(f"--input {error}") from error
+    if FLAGS.overwrite and not FLAGS.output:
+        raise UserError("--overwrite is of --output, which is not given")
+    if FLAGS.json and FLAGS.output:
+        raise UserError("--json is of what is printed: --output is a JSONL file anyway")
     if FLAGS.output:
         path = Path(FLAGS.output)
         if FLAGS.input and path.exists() and path.samefile(FLAGS.input):
@@ -186,22 +194,21 @@ def _entries() -> Iterator[Entry]:
         for number, text in enumerate(FLAGS.text, 1):
             yield Entry(f"--text number {number}", number, text)
     elif FLAGS.input:
-        with Path(FLAGS.input).open("rb") as file:
-            yield from read_lines(file, FLAGS.input)
+        yield from parse_lines(read_lines(Path(FLAGS.input)), FLAGS.input)
     else:
-        yield from read_lines(sys.stdin.buffer, "standard input")
+        yield from parse_lines(numbered_lines(sys.stdin.buffer), "standard input")
 
 
-def read_lines(file: BinaryIO, name: str) -> Iterator[Entry]:
+def parse_lines(lines: Iterable[tuple[int, bytes]], name: str) -> Iterator[Entry]:
     """The texts of the lines that are not blank, and what is wrong with the others.
 
     Args:
-      name: of the file; where it ends in .jsonl, a line is an object with a string `text`.
+      lines: see `documents.numbered_lines`.
+      name: of the file; where it ends in .jsonl or .jsonl.gz, a line is an object with a string
+        `text`.
     """
-    parse = _field_text if name.endswith(".jsonl") else str
-    for number, line in enumerate(file, 1):
-        line = line.removeprefix(_BYTE_ORDER_MARK if number == 1 else b"")
-        line = line.removesuffix(b"\n").removesuffix(b"\r")
+    parse = _field_text if name.endswith((".jsonl", ".jsonl.gz")) else str
+    for number, line in lines:
         if not line.strip():
             continue
         try:

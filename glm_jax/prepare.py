@@ -34,6 +34,7 @@ from glm_jax.errors import UserError
 from glm_jax.folders import written_whole
 from glm_jax.language import LANGUAGES
 from glm_jax.tokenizer import INFO_FILE, MODEL_FILE, Tokenizer
+from glm_jax.training.checkpoint import trained_data
 from glm_jax.training.run_folder import load_config
 
 FLAGS = flags.FLAGS
@@ -144,6 +145,8 @@ def show_rows(which: str, workdir: pathlib.Path) -> None:
     config = load_config(workdir)
     tokenizer = Tokenizer.load(workdir / "tokenizer")
     dataset = open_dataset(config, tokenizer)
+    if trained_data(workdir) not in (None, dataset.fingerprint):
+        raise UserError(f"{workdir} was trained on other data than {config.data.dir} holds now")
     terminal = console.Console(soft_wrap=True, highlight=False)
     for index in range(int(first), int(end)):
         row = dataset.train[index]

@@ -60,6 +60,10 @@ SPECIAL_PIECES = (
     "[dBLOCK]",
     *(f"[unused{i}]" for i in range(6)),
 )
+
+# A blank in a text, and the white space on its left: an answer brings its own.
+BLANK = re.compile(r"\s*(\[MASK\]|\[sMASK\]|\[gMASK\])")
+
 _FIRST_CONTROL_SYMBOL = SpecialTokens.cls  # SentencePiece has options of its own for pad, unk, eos
 
 

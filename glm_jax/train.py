@@ -5,9 +5,11 @@ with exit code 0, as --max_steps and --max_minutes do.
 """
 
 import contextlib
+import functools
 import math
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 from absl import flags
@@ -17,25 +19,23 @@ from glm_jax.config import Config, with_vocab_size
 from glm_jax.data.dataset import Dataset, host_batches, load_tokenizer, open_dataset, with_sources
 from glm_jax.data.feed import Feed
 from glm_jax.errors import UserError
-from glm_jax.model.decoding import DecodingOptions, Filler
+from glm_jax.model.decoding import DecodingOptions, Filler, encode_context
 from glm_jax.ops.range_attention import resolve_backend
 from glm_jax.parallel.sharding import Sharding, make_sharding, parameter_table
 from glm_jax.tokenizer import Tokenizer
 from glm_jax.training.bad_steps import Streak
-from glm_jax.training.checkpoint import Checkpoints, Restored
+from glm_jax.training.checkpoint import Checkpoints, Restored, SetAside
 from glm_jax.training.evaluation import check_batch, make_validation
 from glm_jax.training.metrics import summarise, total
 from glm_jax.training.optimizer import describe_optimizer
-from glm_jax.training.run_folder import open_run
+from glm_jax.training.run_folder import locked, open_run, save_config
 from glm_jax.training.step import TrainState, init_state, make_train_step, state_shardings
 from glm_jax.training.stopping import Stopping
 from glm_jax.training.window import Window
-from glm_jax.training.writers import Display, Writer, make_writers
+from glm_jax.training.writers import Display, Writer, make_writers, steps_of
 from glm_jax.versions import versions
 
 FLAGS = flags.FLAGS
-
-_SAMPLE_TOKENS = 32
 
 
 def define_flags() -> None:
@@ -70,22 +70,55 @@ def run(
       allow_config_change: resume although fields that decide rows or parameters differ.
     """
     tokenizer = load_tokenizer(config)
+    check_samples(config, tokenizer)
     config = with_sources(with_vocab_size(config, tokenizer.vocab_size))
     dataset = open_dataset(config, tokenizer)
     sharding = make_sharding(config.mesh, devices)
     check_batch(config, sharding)
     resolve_backend(config.model.attention_backend)
     print(describe(config, dataset, sharding))
-    for change in open_run(workdir, config, tokenizer, allow_config_change=allow_config_change):
-        print(f"changed since the last session: {change}")
+    changes = open_run(workdir, config, tokenizer, allow_config_change=allow_config_change)
     with (
+        locked(workdir),
         contextlib.closing(make_writers(workdir, config.logging)) as log,
-        contextlib.closing(Checkpoints(workdir, config.checkpoint)) as checkpoints,
+        contextlib.closing(
+            Checkpoints(workdir, config.checkpoint, functools.partial(report_damage, log))
+        ) as checkpoints,
     ):
         session = Session(
             config, dataset, tokenizer, sharding, checkpoints, log, stopping or Stopping()
         )
-        return session.train(allow_data_change=allow_config_change)
+        start = session.restore_or_init(
+            changes, steps_of(workdir, "validation"), allow_data_change=allow_config_change
+        )
+        save_config(workdir, config)
+        return session.train(start)
+
+
+def check_samples(config: Config, tokenizer: Tokenizer) -> None:
+    """Refuses `logging.samples` that cannot be filled.
+
+    Raises:
+      UserError: a text without a blank, or longer than the row together with its answer.
+    """
+    for text in config.logging.samples:
+        try:
+            length = len(encode_context(text, tokenizer).tokens)
+        except UserError as error:
+            raise UserError(f"config.logging.samples: {error}") from error
+        longest = max(length, config.logging.sample_tokens)
+        if longest > config.data.seq_length:
+            raise UserError(
+                f"config.logging.samples: {text[:60]!r} or logging.sample_tokens needs {longest} "
+                f"slots, config.data.seq_length is {config.data.seq_length}"
+            )
+
+
+def report_damage(log: Writer, bad: SetAside) -> None:
+    """Says which checkpoint was found damaged and where it is now."""
+    print(f"checkpoint {bad.step} was set aside as {bad.moved_to}: {bad.reason}")
+    values = {"bad_step": bad.step, "reason": bad.reason, "moved_to": str(bad.moved_to)}
+    log.write(bad.step, "fallback", values)
 
 
 def describe(config: Config, dataset: Dataset, sharding: Sharding) -> str:
@@ -99,6 +132,14 @@ def describe(config: Config, dataset: Dataset, sharding: Sharding) -> str:
             describe_optimizer(config.optimizer, abstract.params),
         ]
     )
+
+
+class Start(NamedTuple):
+    """Where a session goes on."""
+
+    state: TrainState
+    next_row: int
+    owes_validation: bool  # the validation of this step was given up, or never finished
 
 
 class Session:
@@ -117,65 +158,51 @@ class Session:
         self._config, self._dataset, self._tokenizer = config, dataset, tokenizer
         self._sharding, self._checkpoints, self._log = sharding, checkpoints, log
         self._stopping = stopping
-        self._streak = Streak(config.bad_steps.max_consecutive)
-        self._window = Window(dataset.languages, self._streak)
-        self._rewinds = 0
+        self._step = self._saved = self._rewinds = 0
+        self._display = Display(config.training.steps)
+        self._feed = Feed(dataset.train, config)
+        self._watch(Streak(config.bad_steps.max_consecutive))
         self._validate = make_validation(
             config, len(dataset.languages), sharding, lambda rows: host_batches(rows, 0, config)
         )
 
-    def train(self, *, allow_data_change: bool) -> TrainState:
-        """From where the run is to its last step, or to where this session is asked to stop."""
-        last = self._config.training.steps
-        state, next_row = self._restore_or_init(allow_data_change)
-        self._first_step = self._step = self._saved = int(state.step)
-        step = make_train_step(self._config, self._sharding, len(self._dataset.languages))
-        with (
-            Display(last, self._step) as self._display,
-            contextlib.closing(Feed(self._dataset.train, self._config, next_row)) as self._feed,
-        ):
-            while self._step < last and not self._stopping.reason(self._step):
-                self._checkpoints.check()
-                batch, rows, waited = self._feed.next()
-                state, metrics = step(state, self._sharding.place(batch))
-                self._step += 1
-                self._window.add(self._step, rows, metrics, waited)
-                state = self._look_and_save(state)
-            self._end(state)
-        return state
+    def restore_or_init(
+        self, changes: list[str], validated: set[int], *, allow_data_change: bool
+    ) -> Start:
+        """Where to go on, logged as `started` or `resumed`.
 
-    def _restore_or_init(self, allow_data_change: bool) -> tuple[TrainState, int]:
-        """The state to go on from and the index of the next row.
+        Args:
+          changes: of the config since the last session, for people.
+          validated: the steps whose validation was reported.
 
         Raises:
           UserError: no checkpoint is good, or the good one was trained on other data.
         """
-        config = self._config
-        abstract, shardings = state_shardings(config, self._sharding)
-        restored = self._checkpoints.restore_newest(abstract, shardings)
+        abstract, shardings = state_shardings(self._config, self._sharding)
         about = {
             "versions": versions(),
             "device": jax.devices()[0].device_kind,
             "num_devices": self._sharding.mesh.size,
             "mesh": _mesh(self._sharding),
             "num_params": sum(math.prod(p.shape) for p in jax.tree.leaves(abstract.params)),
+            "changes": changes,
         }
+        for change in changes:
+            print(f"changed since the last session: {change}")
+        restored = self._checkpoints.restore_newest(abstract, shardings)
         if restored is None:
             self._log.write(0, "started", {"next_row": 0, **about})
-            return init_state(config, self._sharding), 0
-        step, next_row = int(restored.state.step), restored.meta["next_row"]
+            return Start(init_state(self._config, self._sharding), 0, owes_validation=False)
         if not allow_data_change:
             self._check_data(restored)
-        for bad in restored.set_aside:
-            print(f"checkpoint {bad.step} was set aside as {bad.moved_to}: {bad.reason}")
-            values = {"bad_step": bad.step, "reason": bad.reason, "moved_to": str(bad.moved_to)}
-            self._log.write(step, "fallback", values)
-        if step >= config.training.steps:
-            print(f"nothing to do: step {step} of {config.training.steps} is done")
-        else:
+        step, next_row = int(restored.state.step), restored.meta["next_row"]
+        due = _is_due(step, self._config.training.eval_every, self._config.training.steps)
+        owes_validation = due and not restored.meta["validation"] and step not in validated
+        start = Start(restored.state, next_row, owes_validation)
+        if step < self._config.training.steps or start.owes_validation:
             print(f"resuming from step {step}, row {next_row}")
             self._log.write(step, "resumed", {"next_row": next_row, **about})
-        return restored.state, next_row
+        return start
 
     def _check_data(self, restored: Restored) -> None:
         if restored.meta["data"] != self._dataset.fingerprint:
@@ -185,20 +212,62 @@ class Session:
                 "--allow_config_change goes on with it"
             )
 
-    def _look_and_save(self, state: TrainState) -> TrainState:
-        """What is due after a step; the state to go on with."""
+    def train(self, start: Start) -> TrainState:
+        """From there to the run's last step, or to where this session is asked to stop."""
+        last, state = self._config.training.steps, start.state
+        self._step = self._saved = int(state.step)
+        if self._step >= last and not start.owes_validation:
+            print(f"nothing to do: step {self._step} of {last} is done")
+            return state
+        length = int(state.history.streak)
+        limit = self._config.bad_steps.max_consecutive
+        self._watch(Streak(limit, self._step, length, start.next_row))
+        step = make_train_step(self._config, self._sharding, len(self._dataset.languages))
+        with self._display, contextlib.closing(self._feed):
+            self._display.start(self._step)
+            self._feed.seek(start.next_row)
+            owed = start.owes_validation and self._look(state) is None
+            while self._step < last and not self._stopping.reason(self._step):
+                self._checkpoints.check()
+                try:
+                    batch, rows, waited = self._feed.next()
+                except RuntimeError:
+                    if self._stopping.is_urgent:  # the signal has ended the workers too
+                        break
+                    raise
+                state, metrics = step(state, self._sharding.place(batch))
+                self._step += 1
+                self._window.add(self._step, rows, metrics, waited)
+                state, owed = self._look_and_save(state)
+            is_done = self._step >= last and not owed
+            self._end(state, "done" if is_done else self._stopping.reason(self._step))
+        return state
+
+    def _watch(self, streak: Streak) -> None:
+        self._streak = streak
+        self._window = Window(self._dataset.languages, streak)
+
+    def _look_and_save(self, state: TrainState) -> tuple[TrainState, bool]:
+        """What is due after a step.
+
+        Returns:
+          The state to go on with, and whether a validation was given up.
+        """
         config, last, step = self._config, self._config.training.steps, self._step
+        save_is_due = _is_due(step, config.checkpoint.every, last)
+        if save_is_due:
+            self._window.catch_up()
         if _is_due(step, config.training.log_every, last):
             self._report("train", self._window.close())
         self._report_bad_steps()
         if self._streak.is_too_long:
-            return self._go_back(state)
-        validation = None
-        if _is_due(step, config.training.eval_every, last):
-            validation = self._look(state)
-        if _is_due(step, config.checkpoint.every, last):
+            return self._go_back(state), False
+        look_is_due = _is_due(step, config.training.eval_every, last)
+        validation = self._look(state) if look_is_due else None
+        # Within a streak the checkpoint before it must not be pushed out.
+        if save_is_due and (self._streak.length == 0 or step == last):
             self._save(state, validation)
-        return state
+        return state, look_is_due and validation is None
 
     def _look(self, state: TrainState) -> dict[str, float] | None:
         """Figures on the validation split and filled samples; None if there is no time for it."""
@@ -220,8 +289,10 @@ class Session:
         texts = self._config.logging.samples
         if texts:
             filler = Filler(self._config.model, params, self._tokenizer, self._sharding)
-            filled = filler.fill(texts, DecodingOptions(max_new_tokens=_SAMPLE_TOKENS))
-            self._report("samples", {"filled": [result.parts for result in filled]})
+            options = DecodingOptions(max_new_tokens=self._config.logging.sample_tokens)
+            filled = filler.try_fill(texts, options)
+            parts = [[str(x)] if isinstance(x, UserError) else x.parts for x in filled]
+            self._report("samples", {"filled": parts})
 
     def _save(self, state: TrainState, validation: dict[str, float] | None) -> None:
         started = time.perf_counter()
@@ -236,45 +307,42 @@ class Session:
 
         Raises:
           UserError: the config says to stop, the session went back too often, or there is no
-            checkpoint to go back to. The rows are in metrics.jsonl.
+            checkpoint to go back to. What is there is saved, and the rows are in metrics.jsonl.
         """
         config, first, at = self._config.bad_steps, self._streak.first, self._step
         message = f"{self._streak.length} bad steps in a row, from step {first} on"
         if config.action == "stop" or self._rewinds == config.max_rewinds:
-            if self._saved < at:
-                self._save(state, None)
-            self._report("stopped", {"reason": "bad steps"})
+            self._end(state, "bad steps")
             where = "metrics.jsonl names their rows; config.bad_steps says what to do"
             raise UserError(f"{message}; {where}")
-        restored = self._checkpoints.restore_newest(
-            *state_shardings(self._config, self._sharding), before=first
-        )
+        try:
+            restored = self._checkpoints.restore_newest(
+                *state_shardings(self._config, self._sharding), before=first
+            )
+        except UserError:
+            self._end(state, "bad steps")
+            raise
         if restored is None:
+            self._end(state, "bad steps")
             raise UserError(f"{message}, and no checkpoint before it to go back to")
-        self._rewinds += 1
-        self._streak.reset()
-        self._window = Window(self._dataset.languages, self._streak)
-        batch = self._config.training.batch_size
-        first_row = restored.meta["next_row"]
-        next_row = max(self._feed.next_row, first_row + config.rewind_skip_steps * batch)
+        first_row, batch = restored.meta["next_row"], self._config.training.batch_size
+        next_row = max(self._streak.end_row, first_row + config.rewind_skip_steps * batch)
         self._feed.seek(next_row)
+        self._rewinds += 1
         self._step = self._saved = int(restored.state.step)
+        self._watch(Streak(config.max_consecutive))
         skipped = [first_row, next_row]
         self._report("rewound", {"from_step": at, "next_row": next_row, "skipped_rows": skipped})
         return restored.state
 
-    def _end(self, state: TrainState) -> None:
-        """Saves what no checkpoint holds yet and says why the session ends."""
-        last = self._config.training.steps
-        if self._step == self._first_step == last:
-            return
+    def _end(self, state: TrainState, reason: str | None) -> None:
+        """Reports and saves what is not yet, and says why the session ends."""
         if not self._window.is_empty:
             self._report("train", self._window.close())
-            self._report_bad_steps()
+        self._report_bad_steps()
         if self._saved < self._step:
             self._save(state, None)
         self._checkpoints.wait()
-        reason = "done" if self._step == last else self._stopping.reason(self._step)
         self._report("stopped", {"reason": reason})
 
     def _report_bad_steps(self) -> None:

@@ -1,6 +1,7 @@
 """Filling from the command line: batch files, faults, samples, and mistakes before the model."""
 
 import dataclasses
+import gzip
 import io
 import json
 
@@ -11,6 +12,7 @@ from commands import ROOT, run_command
 from training.samples import changed
 
 from glm_jax import fill, train
+from glm_jax.documents import numbered_lines
 from glm_jax.errors import UserError
 from glm_jax.model.decoding import DecodingOptions, Draw, Filler
 from glm_jax.tokenizer import Tokenizer
@@ -50,15 +52,19 @@ def objects(text: str) -> list[dict]:
     return [json.loads(line) for line in text.splitlines()]
 
 
+def parse(content: bytes, name: str) -> list[fill.Entry]:
+    return list(fill.parse_lines(numbered_lines(io.BytesIO(content)), name))
+
+
 def test_lines_and_their_faults():
     lines = [b"\xef\xbb\xbfa [MASK]\r\n", b"\n", b"  \r\n", "水\n".encode(), b"\xff\n", b"last"]
-    entries = list(fill.read_lines(io.BytesIO(b"".join(lines)), "x.txt"))
+    entries = parse(b"".join(lines), "x.txt")
     assert [(e.source, e.line) for e in entries] == [(f"x.txt:{n}", n) for n in (1, 4, 5, 6)]
     assert [e.text for e in entries if isinstance(e.text, str)] == ["a [MASK]", "水", "last"]
     assert str(entries[2].text) == "not UTF-8 at byte 0"
 
     lines = ['{"text": "a", "id": 7}', '{"text": 3}', "[1]", "{", '{"text": ""}']
-    entries = list(fill.read_lines(io.BytesIO("\n".join(lines).encode()), "x.jsonl"))
+    entries = parse("\n".join(lines).encode(), "x.jsonl")
     assert [e.text for e in entries if isinstance(e.text, str)] == ["a", ""]
     assert [str(e.text)[:8] for e in entries[1:4]] == ["expected", "expected", "not JSON"]
 
@@ -119,6 +125,23 @@ def test_a_batch_file(run, filler, tmp_path, capsys):
     assert [r["line"] for r in objects(out.read_text())] == [1, 1]
 
 
+@pytest.mark.parametrize("suffix", ["txt", "jsonl"])
+def test_a_gzipped_file_is_filled_as_the_plain_one(run, tmp_path, capsys, suffix):
+    plain, packed = tmp_path / f"texts.{suffix}", tmp_path / f"texts.{suffix}.gz"
+    lines = TEXTS if suffix == "txt" else [json.dumps({"text": text}) for text in TEXTS]
+    content = "".join(f"{line}\n" for line in lines).encode()
+    plain.write_bytes(content)
+    packed.write_bytes(gzip.compress(content))
+    for path in (plain, packed):
+        main(workdir=run, input=path, json=True, max_new_tokens=4)
+    results = objects(capsys.readouterr().out)
+    assert results[:3] == results[3:]
+    assert [result["input"] for result in results[:3]] == TEXTS
+    packed.write_bytes(gzip.compress(content)[:-9])
+    with pytest.raises(UserError, match=f"texts.{suffix}.gz: cannot be read: Compressed"):
+        main(workdir=run, input=packed, json=True, max_new_tokens=4)
+
+
 def test_beams_and_the_moving_average(run, filler, capsys, monkeypatch):
     loaded = []
 
@@ -143,7 +166,12 @@ def test_beams_and_the_moving_average(run, filler, capsys, monkeypatch):
         ({"num_beams": 4, "temperature": 1}, "--num_beams 4 draws nothing: --temperature must be"),
         ({"num_samples": 2}, "--num_samples 2 would all be the same: --temperature is 0"),
         ({"input": "none.txt"}, "--input none.txt: no such file"),
-        ({"input": "none.csv"}, "--input none.csv: the name must end in .txt or .jsonl"),
+        ({"top_k": 5}, "--top_k is of draws: --temperature is 0"),
+        ({"seed": 5}, "--seed is of draws: --temperature is 0"),
+        ({"length_penalty": 2}, "--length_penalty is of beams: --num_beams is 1"),
+        ({"overwrite": True}, "--overwrite is of --output, which is not given"),
+        ({"output": "x.jsonl", "json": True}, "--json is of what is printed: --output is a JSONL"),
+        ({"input": "none.csv"}, "--input none.csv: the name must end in one of .jsonl, .jsonl.gz"),
         ({"input": "tests.txt", "text": "[MASK]"}, "give one of --text and --input"),
         ({"output": f"{ROOT}/LICENSE"}, f"--output {ROOT}/LICENSE exists; --overwrite replaces it"),
         ({"output": "/nowhere/x"}, "--output /nowhere/x: the folder /nowhere does not exist"),

@@ -11,10 +11,10 @@ from glm_jax.data.rows import Rows
 class Feed:
     """This host's batches from a row on; `next_row` is the whole state of the data."""
 
-    def __init__(self, rows: Rows, config: Config, next_row: int):
+    def __init__(self, rows: Rows, config: Config):
+        """Begins nothing before the first `seek`."""
         self._rows, self._config = rows, config
-        self._batches = None
-        self.seek(next_row)
+        self._batches, self.next_row = None, 0
 
     def seek(self, row: int) -> None:
         """Makes `row` the first row of the next batch."""

@@ -5,6 +5,7 @@ of n equal contiguous parts. So the rows do not depend on the number of hosts or
 resumes with `start_row = step * batch_size`.
 """
 
+import signal
 import sys
 from collections.abc import Generator
 
@@ -72,8 +73,16 @@ def batches(
     if num_workers:
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()  # Grain's workers read flags; a test or notebook has none
-        dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers, prefetch))
+        dataset = dataset.mp_prefetch(
+            grain.MultiprocessingOptions(num_workers, prefetch), worker_init_fn=_ignore_interrupts
+        )
     return _closing(iter(dataset))
+
+
+def _ignore_interrupts(worker: int, count: int) -> None:
+    """Ctrl-C reaches the whole group; the trainer decides when its workers end."""
+    del worker, count
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _closing(iterator: grain.DatasetIterator[Batch]) -> Generator[Batch, None, None]:

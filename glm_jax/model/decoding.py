@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -16,9 +15,8 @@ from glm_jax.model import beam_search, glm, sampling
 from glm_jax.model.attention import KVCache
 from glm_jax.model.sampling import DecodingOptions
 from glm_jax.parallel.sharding import Sharding, constrain
-from glm_jax.tokenizer import SpecialTokens, Tokenizer
+from glm_jax.tokenizer import BLANK, SpecialTokens, Tokenizer
 
-_BLANK = re.compile(r"\s*(\[MASK\]|\[sMASK\]|\[gMASK\])")
 _LENGTH_MULTIPLE = 32  # contexts are padded to it, so that few shapes are compiled
 
 
@@ -105,9 +103,8 @@ class Filler:
           UserError: a text without a blank, or longer than the position table; logits that are not
             finite.
         """
-        for text in texts:
-            self._read_text(text, options)
-        results = self.try_fill(texts, options, draws)
+        contexts = [self._read_text(text, options) for text in texts]
+        results = self._fill(texts, contexts, options, draws)
         for result in results:
             if isinstance(result, UserError):
                 raise result
@@ -117,8 +114,19 @@ class Filler:
         self, texts: Sequence[str], options: DecodingOptions, draws: Sequence[Draw] | None = None
     ) -> list[Filled | UserError]:
         """As `fill`, with the error of a text in its place; the others are filled."""
+        contexts = [self._try_read(text, options) for text in texts]
+        return self._fill(texts, contexts, options, draws)
+
+    def _fill(
+        self,
+        texts: Sequence[str],
+        contexts: Sequence[Context | UserError],
+        options: DecodingOptions,
+        draws: Sequence[Draw] | None,
+    ) -> list[Filled | UserError]:
+        """As `try_fill`, of texts that have been read."""
         draws = [Draw(i) for i in range(len(texts))] if draws is None else draws
-        results: list = [self._try_read(text, options) for text in texts]
+        results: list = list(contexts)
         good = [i for i, result in enumerate(results) if isinstance(result, Context)]
         for start in range(0, len(good), self.batch_size):
             rows = good[start : start + self.batch_size]
@@ -147,7 +155,7 @@ class Filler:
         if ids is None:
             return UserError(f"the model's logits are not finite for the text {text[:60]!r}")
         answers = [self._tokenizer.decode(span) for span in ids]
-        parts = _BLANK.split(text)
+        parts = BLANK.split(text)
         parts[1::2] = answers
         return Filled(parts, answers, ids)
 
@@ -201,7 +209,7 @@ def encode_context(text: str, tokenizer: Tokenizer) -> Context:
     """
     special = tokenizer.special
     mask_ids = {"[MASK]": special.mask, "[sMASK]": special.smask, "[gMASK]": special.gmask}
-    parts = _BLANK.split(text)
+    parts = BLANK.split(text)
     if len(parts) == 1:
         raise UserError(f"no [MASK], [sMASK] or [gMASK] in the text {text[:60]!r}")
     tokens, blanks = [special.cls], []

@@ -111,8 +111,7 @@ class GLM(nnx.Module):
         dtype = jnp.dtype(self.config.dtype)
         x = self.token_embedding(tokens, dtype)
         if share is not None:
-            share = jnp.asarray(share, dtype)
-            x = share * x + (1.0 - share) * jax.lax.stop_gradient(x)
+            x = _scale_gradient(x, share)
         if self.config.position == "learned_2d":
             x = x + self.position_embedding(position, dtype)
             x = x + self.block_position_embedding(block_position, dtype)
@@ -243,3 +242,21 @@ def _bind(config: ModelConfig, params: Params) -> GLM:
 def _logits(hidden: jax.Array, kernel: jax.Array) -> jax.Array:
     wide = jnp.promote_types(hidden.dtype, jnp.float32)
     return jnp.dot(hidden, kernel.astype(hidden.dtype), preferred_element_type=wide)
+
+
+@jax.custom_vjp
+def _scale_gradient(x: jax.Array, scale: jax.Array) -> jax.Array:
+    """x, with `scale` times its gradient; exact in the forward pass in any dtype."""
+    del scale
+    return x
+
+
+def _scale_gradient_fwd(x, scale):
+    return x, scale
+
+
+def _scale_gradient_bwd(scale, gradient):
+    return (gradient * scale).astype(gradient.dtype), jnp.zeros_like(scale)
+
+
+_scale_gradient.defvjp(_scale_gradient_fwd, _scale_gradient_bwd)

@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Mapping
 from typing import Any
 
-from glm_jax.reporting.history import History, Line, taken_back_to
+from glm_jax.reporting.history import History, Line
 from glm_jax.reporting.units import duration
 
 _SILENCE = 900.0  # seconds without a line after which a run is not taken to be running
@@ -48,11 +48,10 @@ def overview(history: History, config: Mapping[str, Any], now: float) -> Overvie
       now: Unix seconds; decides whether a run without a last word is still running.
     """
     training = config.get("training", {})
-    row_slots = training.get("batch_size", 0) * config.get("data", {}).get("seq_length", 0)
     state, why = _state(history, now)
     rates = [line.number("tokens_per_second") for line in history.of("train")]
     losses = [(line.number("loss"), line.step) for line in history.of("validation")]
-    windows = _windows(history, row_slots)
+    windows = _windows(history)
     return Overview(
         state=state,
         why=why,
@@ -94,19 +93,12 @@ def _wall(history: History) -> float:
     return max(times) - min(times) if times else 0.0
 
 
-def _windows(history: History, row_slots: int) -> list[tuple[Line, float, float]]:
+def _windows(history: History) -> list[tuple[Line, float, float]]:
     """(line, tokens, seconds) of the steps behind each train line."""
     windows = []
-    previous = 0
-    for line in history.lines:
-        if line.kind in ("started", "resumed", "rewound"):
-            previous = taken_back_to(line)
-        elif line.kind == "train":
-            padding = line.number("padding") or 0.0
-            tokens = (line.step - previous) * row_slots * (1.0 - padding)
-            rate = line.number("tokens_per_second")
-            windows.append((line, tokens, tokens / rate if rate else 0.0))
-            previous = line.step
+    for line in (line for line in history.lines if line.kind == "train"):
+        tokens, rate = line.number("tokens") or 0.0, line.number("tokens_per_second")
+        windows.append((line, tokens, tokens / rate if rate else 0.0))
     return windows
 
 

@@ -5,6 +5,7 @@ import hashlib
 import importlib.resources
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 from glm_jax.reporting import charts, panels, tables, units
 from glm_jax.reporting.events import machine
@@ -163,12 +164,19 @@ def _evaluations(run: Run) -> Markup | None:
     written = []
     for values in reversed(run.evaluations):
         about = {name: value for name, value in values.items() if isinstance(value, str)}
-        figures = {n: v for n, v in values.items() if n != "step" and n not in about}
-        heading = ", ".join(
-            [*about.values(), f"step {units.number(as_number(values.get('step')))}"]
-        )
+        figures = {n: v for n, v in values.items() if n not in {"step", "flags", *about}}
+        step = f"step {units.number(as_number(values.get('step')))}"
+        heading = ", ".join([*about.values(), *_flags(values.get("flags")), step])
         written.append(tag("div", tag("h3", heading), tables.figures(figures)))
     return _side_by_side(written)
+
+
+def _flags(values: Any) -> list[str]:
+    """The flags of an evaluation in words, such as "ema" and "limit 100"."""
+    named = values.items() if isinstance(values, dict) else ()
+    return [
+        name.replace("_", " ") + ("" if value is True else f" {value}") for name, value in named
+    ]
 
 
 def _side_by_side(parts: Iterable[Markup]) -> Markup | None:

@@ -11,13 +11,12 @@ from glm_jax.config import Config
 from glm_jax.documents import Document
 from glm_jax.errors import UserError
 from glm_jax.model.scoring import Request, Scorer
-from glm_jax.tasks.continuation import continuation
+from glm_jax.tasks.continuation import CONTROL_SYMBOLS, continuation
 from glm_jax.tasks.files import read_texts
 from glm_jax.tasks.result import Result, by_language, perplexity, ratio
 from glm_jax.tokenizer import SpecialTokens, Tokenizer
 
 DEFAULT_STRIDE = 256  # GLM 2021's --overlapping-eval
-_CONTROL_SYMBOLS = 2  # [CLS] and the mask; sop takes the slot of the last token, which is no input
 
 
 class Windows(NamedTuple):
@@ -46,7 +45,7 @@ def make_windows(config: Config, slots: int = 0, stride: int = 0, *, unidirectio
       UserError: sizes that leave no token, that skip some, or that the position table cannot hold.
     """
     slots = slots or config.data.seq_length
-    tokens = slots - _CONTROL_SYMBOLS
+    tokens = slots - CONTROL_SYMBOLS  # sop has the slot of the last token, which is no input
     stride = stride or max(1, min(DEFAULT_STRIDE, tokens // 2))
     if not 1 <= stride <= tokens:
         raise UserError(
@@ -77,7 +76,7 @@ def evaluate(
     space), and the counts.
 
     Raises:
-      UserError: see `documents.read_documents`; or there is no document.
+      UserError: see `files.read_texts`.
     """
     documents = read_texts(paths, limit)
     texts = [document.text for document in documents]

@@ -1,6 +1,5 @@
 """Multiple choice: the choice that is most probable in the blank of a text."""
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -9,12 +8,11 @@ import numpy as np
 
 from glm_jax.errors import UserError
 from glm_jax.model.decoding import encode_context
-from glm_jax.model.scoring import Request, Scorer, Scores, check_fits
+from glm_jax.model.scoring import Request, Scorer, Scores
+from glm_jax.tasks.continuation import check_row
 from glm_jax.tasks.files import Line, check_plain, located, read_questions
 from glm_jax.tasks.result import Result, by_language, mean
-from glm_jax.tokenizer import Tokenizer
-
-_SPACE_BEFORE_BLANK = re.compile(r"(\s*)\[[sg]?MASK\]")
+from glm_jax.tokenizer import BLANK, Tokenizer
 
 
 class Question(NamedTuple):
@@ -27,6 +25,7 @@ def evaluate(
     scorer: Scorer,
     tokenizer: Tokenizer,
     paths: Sequence[str | Path],
+    slots: int,
     length_penalty: float = 0.0,
     limit: int = 0,
 ) -> Result:
@@ -39,13 +38,14 @@ def evaluate(
     Args:
       paths: JSONL with `text` (one blank), `choices`, `label` (an index into them) and optionally
         `language`.
+      slots: of a row, which holds a context and the longest of its choices.
       length_penalty: the sum is divided by the number of its terms to this power.
 
     Raises:
       UserError: "file:line: reason" for a question that is malformed or too long.
     """
     lines = read_questions(paths, limit)
-    questions = [make_question(line, tokenizer, scorer) for line in lines]
+    questions = [make_question(line, tokenizer, slots) for line in lines]
     answers = scorer.score([question.request for question in questions])
     hits = [
         choose(scores, length_penalty) == question.label
@@ -64,7 +64,7 @@ def choose(scores: Sequence[Scores], length_penalty: float = 0.0) -> int:
     return int(np.argmax(totals))
 
 
-def make_question(line: Line, tokenizer: Tokenizer, scorer: Scorer) -> Question:
+def make_question(line: Line, tokenizer: Tokenizer, slots: int) -> Question:
     """Checks a question and encodes it.
 
     A choice takes the place of the blank and of the white space before it, as in training, so it is
@@ -77,13 +77,14 @@ def make_question(line: Line, tokenizer: Tokenizer, scorer: Scorer) -> Question:
     text = line.fields["text"]
     with located(line.where):
         context = encode_context(text, tokenizer)
-        space = _SPACE_BEFORE_BLANK.search(text)[1]
+        blank = BLANK.search(text)
+        space = blank[0].removesuffix(blank[1])
         spelled = [choice if choice[0].isspace() else space + choice for choice in choices]
         answers = tokenizer.encode_batch(spelled)
         if any(len(answer) > 1 for answer in answers):
             answers = [np.append(answer, np.int32(tokenizer.special.eop)) for answer in answers]
-        request = Request(context.tokens, context.blanks[0], answers)
-        check_fits(scorer.config, request)
+        check_row(context.tokens, max(map(len, answers)), slots)
+    request = Request(context.tokens, context.blanks[0], answers)
     return Question(request, line.fields["label"], line.fields.get("language"))
 
 

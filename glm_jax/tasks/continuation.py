@@ -7,6 +7,8 @@ from glm_jax.errors import UserError
 from glm_jax.model.scoring import Request
 from glm_jax.tokenizer import SpecialTokens
 
+CONTROL_SYMBOLS = 2  # beside a text: [CLS] and the mask; an eos is one more
+
 
 def document_mask(objective: ObjectiveConfig, special: SpecialTokens) -> int:
     """Id of the mask token that stands for the rest of a text.
@@ -37,15 +39,18 @@ def continuation(
     return Request(part_a, len(context) + 1, answers, given)
 
 
-def fit_left(context: np.ndarray, answer_length: int, slots: int, control: int) -> np.ndarray:
+def fit_left(
+    context: np.ndarray, answer_length: int, slots: int, *, eos: bool = False
+) -> np.ndarray:
     """The end of `context` that leaves room for an answer in a row of `slots`.
 
     Args:
-      control: control symbols beside the context, such as 2 for [CLS] and the mask.
+      eos: see `continuation`.
 
     Raises:
       UserError: not even the answer fits.
     """
+    control = CONTROL_SYMBOLS + eos
     room = slots - control - answer_length
     if room < 0:
         raise UserError(
@@ -53,3 +58,20 @@ def fit_left(context: np.ndarray, answer_length: int, slots: int, control: int) 
             f"{control} control symbols"
         )
     return context[max(len(context) - room, 0) :]
+
+
+def check_row(context: np.ndarray, answer_length: int, slots: int) -> None:
+    """Refuses what a row of training could not hold, whatever positions the model has.
+
+    Args:
+      context: int32 [n], Part A with its control symbols.
+      answer_length: tokens of Part B, as `Request.answers` count them.
+
+    Raises:
+      UserError: context and answer are longer than a row of `slots`.
+    """
+    if len(context) + answer_length > slots:
+        raise UserError(
+            f"a context of {len(context)} tokens and an answer of {answer_length} do not fit a row "
+            f"of {slots} (data.seq_length)"
+        )

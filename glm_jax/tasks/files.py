@@ -1,20 +1,20 @@
 """Reads files of questions, and says which line is at fault."""
 
 import contextlib
-import gzip
 import itertools
 import json
 import re
-import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from glm_jax.documents import Document, read_documents
+from glm_jax.documents import Document, read_documents, read_lines
 from glm_jax.errors import UserError
 from glm_jax.language import LANGUAGES
+from glm_jax.tokenizer import BLANK, SPECIAL_PIECES
 
-BLANK = re.compile(r"\[MASK\]|\[sMASK\]|\[gMASK\]")
+_SPECIAL = re.compile("|".join(map(re.escape, SPECIAL_PIECES)))
+_SHOWN = 20  # characters of a text on either side of what is wrong in it
 
 
 class Line(NamedTuple):
@@ -31,18 +31,21 @@ def read_texts(paths: Iterable[str | Path], limit: int = 0) -> list[Document]:
       limit: at most so many of each file; 0 for all.
 
     Raises:
-      UserError: see `read_documents`; or there is no document.
+      UserError: see `read_documents` and `check_plain`; or there is no document.
     """
     documents = []
     for path in paths:
         documents += itertools.islice(read_documents([path]), limit or None)
+    for document in documents:
+        check_plain(f"{document.path}:{document.line}", "text", document.text)
     return _not_empty(documents, paths)
 
 
 def read_questions(paths: Iterable[str | Path], limit: int = 0) -> list[Line]:
     """The objects of JSONL files, gzipped or not; blank lines are left out.
 
-    Each has a string `text` with exactly one blank and may have a `language`, en or zh.
+    Each has a string `text` with exactly one blank and no other special token, and may have a
+    `language`, en or zh.
 
     Args:
       limit: at most so many of each file; 0 for all.
@@ -63,7 +66,7 @@ def text_field(line: Line, name: str) -> str:
     """A string field of a question.
 
     Raises:
-      UserError: it is missing, empty or not a string, or a mask token stands in it.
+      UserError: it is missing, empty or not a string, or a special token stands in it.
     """
     value = line.fields.get(name)
     if not isinstance(value, str) or not value.strip():
@@ -73,9 +76,20 @@ def text_field(line: Line, name: str) -> str:
 
 
 def check_plain(where: str, name: str, text: str) -> None:
-    """Raises: UserError: a mask token stands in a text that has no place for one."""
-    if found := BLANK.search(text):
-        raise UserError(f"{where}: {found[0]} in {name} {text[:60]!r}, where no blank can stand")
+    """Refuses what is spelled like a special token: it would be read as its characters.
+
+    A figure over such a text would not be what its file seems to ask for.
+
+    Args:
+      where: "file:line" of the text.
+      name: of the text, for the message.
+
+    Raises:
+      UserError: one of `tokenizer.SPECIAL_PIECES` stands in the text.
+    """
+    if found := _SPECIAL.search(text):
+        excerpt = text[max(0, found.start() - _SHOWN) : found.end() + _SHOWN]
+        raise UserError(f"{where}: the special token {found[0]} in {name} {excerpt!r}")
 
 
 @contextlib.contextmanager
@@ -88,26 +102,19 @@ def located(where: str) -> Iterator[None]:
 
 
 def _objects(path: Path) -> Iterator[Line]:
-    for number, text in enumerate(_read(path).split("\n"), 1):
-        if not text.strip():
+    for number, line in read_lines(path):
+        if not line.strip():
             continue
         where = f"{path}:{number}"
         try:
-            fields = json.loads(text)
+            fields = json.loads(line.decode("utf-8"))
+        except UnicodeDecodeError as error:
+            raise UserError(f"{where}: not UTF-8 at byte {error.start}") from error
         except (ValueError, RecursionError) as error:
             raise UserError(f"{where}: not JSON: {error}") from error
         if not isinstance(fields, dict):
             raise UserError(f"{where}: a line must be an object")
         yield Line(where, fields)
-
-
-def _read(path: Path) -> str:
-    try:
-        content = path.read_bytes()
-        return (gzip.decompress(content) if path.suffix == ".gz" else content).decode("utf-8-sig")
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{path}: cannot be read: {reason}") from error
 
 
 def _check_question(line: Line) -> None:
@@ -117,6 +124,8 @@ def _check_question(line: Line) -> None:
     blanks = len(BLANK.findall(text))
     if blanks != 1:
         raise UserError(f"{line.where}: the text must have one blank such as [MASK], got {blanks}")
+    for part in BLANK.split(text)[::2]:
+        check_plain(line.where, "text", part)
     if language is not None and language not in LANGUAGES:
         raise UserError(f"{line.where}: the field 'language' must be 'en' or 'zh'")
 

@@ -24,12 +24,11 @@ from glm_jax.errors import UserError
 from glm_jax.model.decoding import DecodingOptions, Filler
 from glm_jax.model.scoring import Scorer
 from glm_jax.tasks.bpb import Windows, score_texts
-from glm_jax.tasks.continuation import continuation, fit_left
+from glm_jax.tasks.continuation import CONTROL_SYMBOLS, continuation, fit_left
 from glm_jax.tasks.files import check_plain
 from glm_jax.tokenizer import Tokenizer
 
 TASKS_DIR = Path(__file__).parent / "harness_tasks"
-_CONTROL_SYMBOLS = 2  # [CLS] and the mask
 _BOOTSTRAP_ITERATIONS = 1000  # of metrics whose standard error has no closed form
 
 
@@ -57,7 +56,7 @@ class GLMHarness(LM):
         self._tokenizer = tokenizer
         self._windows = windows
         self._mask_id = mask_id
-        self._slots = windows.window_tokens + _CONTROL_SYMBOLS
+        self._slots = windows.window_tokens + CONTROL_SYMBOLS
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
         """Log-probability in nats of each continuation, and whether greedy decoding writes it.
@@ -65,8 +64,9 @@ class GLMHarness(LM):
         Continuations of one prompt are scored over one reading of it.
 
         Raises:
-          UserError: a continuation longer than a row.
+          UserError: a continuation longer than a row, or a special token in a text.
         """
+        _check_plain(requests, "prompt", "continuation")
         by_prompt = collections.defaultdict(list)
         for index, request in enumerate(requests):
             prompt, text = _split(*request.args)
@@ -80,7 +80,12 @@ class GLMHarness(LM):
         return results
 
     def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
-        """Log-probability in nats of each document, by the windows of `bpb`."""
+        """Log-probability in nats of each document, by the windows of `bpb`.
+
+        Raises:
+          UserError: a special token stands in a document.
+        """
+        _check_plain(requests, "document")
         texts = self._tokenizer.encode_batch([text for (text,) in _arguments(requests)])
         nll, _ = score_texts(self._scorer, texts, self._windows, self._mask_id)
         return [-value for value in nll]
@@ -91,11 +96,11 @@ class GLMHarness(LM):
         At most half a row is written: `max_gen_toks` counts where it asks for less.
 
         Raises:
-          UserError: sampling is asked for, or a mask token stands in a prompt.
+          UserError: sampling is asked for, or a special token stands in a prompt.
         """
+        _check_plain(requests, "prompt")
         by_length = collections.defaultdict(list)
         for index, (prompt, options) in enumerate(_arguments(requests)):
-            check_plain("prompt", "the text", prompt)
             by_length[self._new_tokens(options)].append((index, prompt))
         results = [""] * len(requests)
         for new_tokens, prompts in by_length.items():
@@ -108,7 +113,7 @@ class GLMHarness(LM):
     def _request(self, prompt: str, answers: list[np.ndarray]):
         longest = max(map(len, answers))
         context = self._tokenizer.encode(prompt)
-        context = fit_left(context, longest, self._slots, _CONTROL_SYMBOLS)
+        context = fit_left(context, longest, self._slots)
         return continuation(context, answers, self._mask_id, self._tokenizer.special)
 
     def _new_tokens(self, options: dict) -> int:
@@ -118,7 +123,7 @@ class GLMHarness(LM):
 
     def _blanked(self, prompt: str, new_tokens: int) -> str:
         """The prompt with its blank; what does not fit a row goes from its beginning."""
-        room = self._slots - _CONTROL_SYMBOLS - 1 - new_tokens  # eos follows a [MASK]
+        room = self._slots - CONTROL_SYMBOLS - 1 - new_tokens  # eos follows a [MASK]
         tokens = self._tokenizer.encode(prompt)
         while len(tokens) > room:  # text that is encoded again may have another length
             prompt = self._tokenizer.decode(tokens[-room:]).lstrip("\ufffd")
@@ -180,6 +185,17 @@ def _metrics(values: dict, suffix: str) -> dict[str, float]:
         for name, value in named.items()
         if name.endswith("_stderr") == bool(suffix) and isinstance(value, int | float)
     }
+
+
+def _check_plain(requests: list[Instance], *names: str) -> None:
+    """Refuses special tokens in the arguments that `names` name, from the first on.
+
+    A task and the number of its item say where: the harness knows no files and lines.
+    """
+    for request in requests:
+        where = f"harness: {request.task_name or 'task'}, item {request.doc_id}"
+        for name, text in zip(names, request.args, strict=False):
+            check_plain(where, name, text)
 
 
 def _arguments(requests: list[Instance]) -> list[tuple]:

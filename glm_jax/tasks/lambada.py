@@ -10,11 +10,9 @@ from glm_jax.documents import Document
 from glm_jax.errors import UserError
 from glm_jax.model.scoring import Request, Scorer
 from glm_jax.tasks.continuation import continuation, fit_left
-from glm_jax.tasks.files import check_plain, located, read_texts
+from glm_jax.tasks.files import located, read_texts
 from glm_jax.tasks.result import Result, mean, perplexity
 from glm_jax.tokenizer import SpecialTokens, Tokenizer
-
-_CONTROL_SYMBOLS = 3  # [CLS], the mask and eos
 
 
 class Passage(NamedTuple):
@@ -44,7 +42,7 @@ def evaluate(
       slots: of a row; longer passages lose their beginning.
 
     Raises:
-      UserError: a passage of one word, or with a mask token in it; see `documents.read_documents`.
+      UserError: a passage of one word; see `files.read_texts`.
     """
     passages = [_passage(document, tokenizer) for document in read_texts(paths, limit)]
     results, perplexities = {}, {}
@@ -85,11 +83,10 @@ def unidirectional(passage: Passage, slots: int, mask_id: int, special: SpecialT
 
 def _passage(document: Document, tokenizer: Tokenizer) -> Passage:
     where = f"{document.path}:{document.line}"
-    check_plain(where, "text", document.text)
     context, answer = split_last_word(document)
     return Passage(where, tokenizer.encode(context), tokenizer.encode(answer))
 
 
 def _fitted(passage: Passage, slots: int) -> np.ndarray:
     with located(passage.where):
-        return fit_left(passage.context, len(passage.answer), slots, _CONTROL_SYMBOLS)
+        return fit_left(passage.context, len(passage.answer), slots, eos=True)

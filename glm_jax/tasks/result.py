@@ -1,6 +1,5 @@
 """Figures of a task with their standard errors, overall and by language."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -29,24 +28,13 @@ class Result(NamedTuple):
     more: Mapping[str, Mapping[str, float]] = {}
 
     def to_dict(self) -> dict:
-        """JSON values: score, n and stderr by group under their names; what is not finite is None.
-
-        An infinite perplexity has no form in JSON.
-        """
-        values = {
+        """Score, n and stderr by group under their names, and the further figures."""
+        return {
             self.metric: {group: figure.score for group, figure in self.figures.items()},
             "n": {group: figure.n for group, figure in self.figures.items()},
             "stderr": {group: figure.stderr for group, figure in self.figures.items()},
             **self.more,
         }
-        return {
-            name: {group: finite_or_none(value) for group, value in by_group.items()}
-            for name, by_group in values.items()
-        }
-
-
-def finite_or_none(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None
 
 
 def mean(values: Sequence[float]) -> Figure:

@@ -18,11 +18,12 @@ GOOD = 0
 
 
 class History(NamedTuple):
-    """Figures of the latest good steps, in a ring."""
+    """Figures of the latest good steps, in a ring, and how many bad ones came after them."""
 
     loss: jax.Array  # float32 [window]
     grad_norm: jax.Array  # float32 [window]
     count: jax.Array  # int32, good steps so far
+    streak: jax.Array  # int32, bad steps in a row up to now
 
 
 class BadStep(NamedTuple):
@@ -36,22 +37,25 @@ class BadStep(NamedTuple):
 
 
 class Streak:
-    """Bad steps in a row, counted on the host."""
+    """Bad steps in a row as the host knows them; once there are too many, no more are counted.
 
-    def __init__(self, limit: int):
+    Attributes:
+      length: bad steps in a row.
+      first: number of the first of them.
+      end_row: one past the rows of the last of them.
+    """
+
+    def __init__(self, limit: int, step: int = 0, length: int = 0, end_row: int = 0):
+        """The streak after `step`: the last `length` steps, up to row `end_row`, were bad."""
         self._limit = limit
-        self.reset()
+        self.length, self.first, self.end_row = length, step - length + 1, end_row
 
-    def reset(self) -> None:
-        self.length, self.first = 0, 0
-
-    def add(self, step: int, is_good: bool) -> None:
+    def add(self, step: int, rows: range, is_good: bool) -> None:
         if is_good:
-            self.reset()
-            return
-        self.length += 1
-        if self.length == 1:
-            self.first = step
+            self.length = 0
+        elif not self.is_too_long:
+            self.length += 1
+            self.first, self.end_row = step - self.length + 1, rows.stop
 
     @property
     def is_too_long(self) -> bool:
@@ -60,7 +64,8 @@ class Streak:
 
 def empty_history(config: BadStepsConfig) -> History:
     zeros = jnp.zeros(config.window, jnp.float32)
-    return History(zeros, zeros, jnp.zeros((), jnp.int32))
+    none = jnp.zeros((), jnp.int32)
+    return History(zeros, zeros, none, none)
 
 
 def judge(
@@ -88,6 +93,7 @@ def remember(history: History, loss: jax.Array, grad_norm: jax.Array) -> History
         history.loss.at[place].set(loss.astype(jnp.float32)),
         history.grad_norm.at[place].set(grad_norm.astype(jnp.float32)),
         history.count + 1,
+        jnp.zeros((), jnp.int32),
     )
 
 

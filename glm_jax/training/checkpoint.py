@@ -11,11 +11,13 @@ import math
 import shutil
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
@@ -56,9 +58,15 @@ class Checkpoints:
       UserError: the folder cannot be used.
     """
 
-    def __init__(self, workdir: Path, config: CheckpointConfig):
+    def __init__(
+        self,
+        workdir: Path,
+        config: CheckpointConfig,
+        on_damage: Callable[[SetAside], None] = lambda _: None,
+    ):
+        """`on_damage` hears of each checkpoint that is found damaged, as it is set aside."""
         self._root = (workdir / "checkpoints").absolute()
-        self._config = config
+        self._config, self._on_damage = config, on_damage
         try:
             self._root.mkdir(parents=True, exist_ok=True)
             folders.remove_leftovers(self._root)
@@ -169,6 +177,7 @@ class Checkpoints:
                 state, meta = self._restore(step, abstract, shardings)
             except Damaged as bad:
                 moved.append(self._set_aside(step, bad.kind, str(bad)))
+                self._on_damage(moved[-1])
                 continue
             reason = f"training went back to step {step}"
             rewound = [self._set_aside(other, "rewound", reason) for other in later]
@@ -224,8 +233,6 @@ class Checkpoints:
             raise UserError(
                 f"{self._root} has no good checkpoint to go on from: {'; '.join(found)}"
             )
-        for bad in moved:
-            print(f"checkpoint {bad.step} was set aside as {bad.moved_to}: {bad.reason}")
 
 
 def load_params(
@@ -264,9 +271,19 @@ def load_params(
     raise UserError(f"{workdir} has no good checkpoint; it has steps {steps}")
 
 
+def trained_data(workdir: Path) -> dict | None:
+    """Fingerprint of the data that the newest readable checkpoint was trained on, if any is."""
+    for folder in reversed(folders.step_folders((workdir / "checkpoints").absolute()).values()):
+        with contextlib.suppress(Damaged):
+            return saved_state.read_meta(folder)["data"]
+    return None
+
+
 def _read_params(folder: Path, item: str, config: Config, sharding: Sharding | None) -> dict:
     """One of the trees of parameters, where `sharding` says."""
     shapes, axes = glm.abstract_params(config.model)
+    if item == "ema":
+        shapes = jax.tree.map(_wide, shapes)
     meta = saved_state.verified_meta(folder, (item, "meta"))
     saved = {name: spec for name, spec in meta["arrays"].items() if name.split("/")[0] == item}
     saved_state.check_fit(folder, saved, saved_state.array_specs({item: shapes}))
@@ -278,6 +295,10 @@ def _read_params(folder: Path, item: str, config: Config, sharding: Sharding | N
         target = ocp.args.StandardRestore(saved_state.laid_out(shapes, layout))
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as orbax:
         return saved_state.read(orbax, folder, {item: target})[item]
+
+
+def _wide(shape: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape.shape, jnp.promote_types(shape.dtype, jnp.float32))
 
 
 def _check_free_space(folder: Path, items: dict) -> None:

@@ -3,10 +3,12 @@
 It holds `config.json` (resolved), `tokenizer/`, `metrics.jsonl` and `checkpoints/`.
 """
 
+import contextlib
 import dataclasses
+import fcntl
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import jax
@@ -22,6 +24,9 @@ from glm_jax.training.step_folders import step_folders
 Changes = dict[str, tuple[object, object]]
 """Old and new value by the dotted name of a field."""
 
+CONFIG_FILE = "config.json"
+
+_UNFINISHED_RUN = {"tokenizer", "config.tmp", ".lock"}  # what a kill leaves of making one
 _STATE_SECTIONS = ("model", "optimizer", "bad_steps")  # what the arrays of a state depend on
 
 
@@ -35,13 +40,14 @@ def open_run(
         states fit.
 
     Returns:
-      What differs from the config of the last session, one `field: old -> new` each, sorted.
+      What differs from the config of the last session, one `field: old -> new` each, sorted;
+      `save_config` makes it so.
 
     Raises:
       UserError: the folder holds something else, a run with another tokenizer, or one that the
         config does not continue; the message has every field that forbids it.
     """
-    if not (workdir / "config.json").exists():
+    if not (workdir / CONFIG_FILE).exists():
         _create_run(workdir, config, tokenizer)
         return []
     _check_tokenizer(workdir, tokenizer)
@@ -49,8 +55,29 @@ def open_run(
     changes = config_changes(to_dict(saved), to_dict(config))
     misfits = _misfits(saved, config, changes) if step_folders(workdir / "checkpoints") else {}
     _check_changes(workdir, saved, config, misfits, allow_config_change)
-    _write_json(workdir / "config.json", to_dict(config))
     return _lines(changes)
+
+
+def save_config(workdir: Path, config: Config) -> None:
+    """Makes this the config of the run."""
+    temporary = (workdir / CONFIG_FILE).with_suffix(".tmp")
+    temporary.write_text(json.dumps(to_dict(config), indent=2, ensure_ascii=False) + "\n")
+    temporary.replace(workdir / CONFIG_FILE)
+
+
+@contextlib.contextmanager
+def locked(workdir: Path) -> Iterator[None]:
+    """Keeps other processes from training in the folder of a run at the same time.
+
+    Raises:
+      UserError: one does.
+    """
+    with (workdir / ".lock").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(f"another process trains in --workdir {workdir}") from error
+        yield
 
 
 def load_config(workdir: Path) -> Config:
@@ -59,7 +86,7 @@ def load_config(workdir: Path) -> Config:
     Raises:
       UserError: the folder holds no run, or its config cannot be read.
     """
-    path = workdir / "config.json"
+    path = workdir / CONFIG_FILE
     if not path.exists():
         raise UserError(f"{workdir} holds no run: {path} is missing")
     try:
@@ -81,11 +108,20 @@ def config_changes(old: Mapping, new: Mapping, prefix: str = "config") -> Change
 
 
 def _create_run(workdir: Path, config: Config, tokenizer: Tokenizer) -> None:
-    if workdir.exists() and not (workdir.is_dir() and not any(workdir.iterdir())):
-        raise UserError(f"--workdir {workdir} is not empty and holds no run (no config.json)")
-    with written_whole(workdir) as partial:
-        shutil.copytree(tokenizer.dir, partial / "tokenizer")
-        _write_json(partial / "config.json", to_dict(config))
+    if not workdir.exists():
+        with written_whole(workdir) as partial:
+            _fill_run(partial, config, tokenizer)
+    elif workdir.is_dir() and {path.name for path in workdir.iterdir()} <= _UNFINISHED_RUN:
+        # It may be a mount point, or in a folder that may not be written: it cannot be replaced.
+        _fill_run(workdir, config, tokenizer)
+    else:
+        raise UserError(f"--workdir {workdir} is not empty and holds no run (no {CONFIG_FILE})")
+
+
+def _fill_run(folder: Path, config: Config, tokenizer: Tokenizer) -> None:
+    """The config last: it makes the folder a run."""
+    shutil.copytree(tokenizer.dir, folder / "tokenizer", dirs_exist_ok=True)
+    save_config(folder, config)
 
 
 def _check_tokenizer(workdir: Path, tokenizer: Tokenizer) -> None:
@@ -142,12 +178,3 @@ def _layout(config: Config) -> tuple:
 
 def _lines(changes: Changes) -> list[str]:
     return [f"{name}: {old!r} -> {new!r}" for name, (old, new) in sorted(changes.items())]
-
-
-def _write_json(path: Path, value) -> None:
-    temporary = path.with_suffix(".tmp")
-    try:
-        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-        temporary.replace(path)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error}") from error

@@ -21,7 +21,7 @@ class TrainState(NamedTuple):
     """All that training changes. Dropout keys are folded from (config.seed, step)."""
 
     params: dict
-    ema: dict | None  # moving average of params; None unless config.optimizer.ema_decay
+    ema: dict | None  # moving average of params, float32 or wider; None without ema_decay
     opt_state: optax.OptState
     history: History
     step: jax.Array  # int32, batches taken, skipped ones too
@@ -62,11 +62,16 @@ def _fresh_state(config: Config, key: jax.Array) -> TrainState:
     params = glm.init_params(config.model, key)
     return TrainState(
         params=params,
-        ema=jax.tree.map(jnp.copy, params) if config.optimizer.ema_decay else None,
+        ema=jax.tree.map(_wide_copy, params) if config.optimizer.ema_decay else None,
         opt_state=make_optimizer(config.optimizer, params).init(params),
         history=empty_history(config.bad_steps),
         step=jnp.zeros((), jnp.int32),
     )
+
+
+def _wide_copy(x: jax.Array) -> jax.Array:
+    """In bfloat16 an average with a decay near 1 would not move."""
+    return jnp.array(x, jnp.promote_types(x.dtype, jnp.float32), copy=True)
 
 
 def make_train_step(config: Config, sharding: Sharding, num_sources: int):
@@ -108,7 +113,9 @@ def make_train_step(config: Config, sharding: Sharding, num_sources: int):
         updated = updated._replace(history=remember(state.history, mean_loss, grad_norm))
         kept = jax.tree.map(lambda new, old: jnp.where(verdict == GOOD, new, old), updated, state)
         metrics = StepMetrics(sums, grad_norm, learning_rate, verdict, noise)
-        return kept._replace(step=state.step + 1), metrics
+        streak = jnp.where(verdict == GOOD, 0, state.history.streak + 1)
+        history = kept.history._replace(streak=streak)
+        return kept._replace(history=history, step=state.step + 1), metrics
 
     return _jit(step, sharding, (shardings, sharding.batch), (shardings, sharding.replicated), (0,))
 
@@ -122,7 +129,7 @@ def _updated(config: Config, optimizer, state: TrainState, gradients, learning_r
     if ema is not None:
         # The first steps would otherwise weigh the random start (as in TensorFlow's average).
         decay = jnp.minimum(config.optimizer.ema_decay, (1 + state.step) / (10 + state.step))
-        ema = jax.tree.map(lambda e, p: (decay * e + (1 - decay) * p).astype(e.dtype), ema, params)
+        ema = jax.tree.map(lambda e, p: decay * e + (1 - decay) * p.astype(e.dtype), ema, params)
     return state._replace(params=params, ema=ema, opt_state=opt_state)
 
 

@@ -48,6 +48,10 @@ class Window:
         """No step was added since the last report."""
         return self._pending is None and not self._sums and not self._bad_steps
 
+    def catch_up(self) -> None:
+        """Waits for the last step's figures."""
+        self._read_pending()
+
     def take_bad_steps(self) -> list[BadStep]:
         """The bad steps that were found since the last call."""
         found, self._found = self._found, []
@@ -55,12 +59,9 @@ class Window:
 
     def close(self) -> dict[str, float]:
         """Figures of the window's good steps by name; begins the next window."""
-        last = None if self._pending is None else self._pending.metrics
         self._read_pending()
         figures = summarise(total(self._sums), self._languages) if self._sums else {}
-        if last is not None:
-            figures["grad_norm"] = float(last.grad_norm)
-            figures["learning_rate"] = float(last.learning_rate)
+        figures |= self._last
         seconds = time.perf_counter() - self._started
         if self._timed_tokens:
             figures["tokens_per_second"] = self._timed_tokens / seconds
@@ -68,7 +69,7 @@ class Window:
         if self._noise:
             covariance, true_gradient = np.mean(self._noise, axis=0)
             figures["gradient_noise_scale"] = float(covariance / true_gradient)
-        figures["bad_steps"] = self._bad_steps
+        figures["tokens"], figures["bad_steps"] = self._tokens, self._bad_steps
         self._clear()
         return figures
 
@@ -78,8 +79,9 @@ class Window:
 
     def _clear(self) -> None:
         self._sums: list[Sums] = []
+        self._last: dict[str, float] = {}
         self._noise: list[np.ndarray] = []
-        self._bad_steps = 0
+        self._tokens = self._bad_steps = 0
         self.restart_clock()
 
     def _read_pending(self) -> None:
@@ -87,10 +89,9 @@ class Window:
             return
         step, rows, metrics = self._pending
         self._pending = None
-        sums, noise, verdict, grad_norm = jax.device_get(
-            (metrics.sums, metrics.noise, metrics.verdict, metrics.grad_norm)
-        )
-        self._streak.add(step, verdict == GOOD)
+        sums, grad_norm, learning_rate, verdict, noise = jax.device_get(metrics)
+        self._last = {"grad_norm": float(grad_norm), "learning_rate": float(learning_rate)}
+        self._streak.add(step, rows, verdict == GOOD)
         if verdict == GOOD:
             self._sums.append(sums)
             if noise is not None:
@@ -100,6 +101,7 @@ class Window:
             bad = BadStep(step, rows, VERDICTS[int(verdict)], loss, float(grad_norm))
             self._found.append(bad)
             self._bad_steps += 1
+        self._tokens += int(sums.tokens.sum())
         if self._compiled:
             self._timed_tokens += float(sums.tokens.sum())
         else:

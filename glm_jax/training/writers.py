@@ -1,5 +1,6 @@
 """Where figures go: JSON lines in the run's folder, TensorBoard, Weights & Biases, the terminal."""
 
+import contextlib
 import importlib
 import io
 import json
@@ -49,13 +50,14 @@ class _FanOut:
         self._writers = writers
 
     def write(self, step: int, kind: str, values: Mapping[str, Any]) -> None:
-        values = _json_value(values)
+        values = json_value(values)
         for writer in self._writers:
             writer.write(step, kind, values)
 
     def close(self) -> None:
-        for writer in self._writers:
-            writer.close()
+        with contextlib.ExitStack() as closing:
+            for writer in self._writers:
+                closing.callback(writer.close)
 
 
 class MetricsLog:
@@ -69,11 +71,30 @@ class MetricsLog:
             self._file.write("\n")
 
     def write(self, step: int, kind: str, values: Mapping[str, Any]) -> None:
-        line = {"step": step, "kind": kind, "time": round(time.time(), 3)} | _json_value(values)
-        self._file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        line = {"step": step, "kind": kind, "time": round(time.time(), 3)} | json_value(values)
+        try:
+            self._file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        except OSError as error:
+            raise UserError(f"{self._file.name} cannot be written: {error}") from error
 
     def close(self) -> None:
-        self._file.close()
+        with contextlib.suppress(OSError):  # what could not be written was said when it was
+            self._file.close()
+
+
+def steps_of(workdir: Path, kind: str) -> set[int]:
+    """The steps for which `metrics.jsonl` has a line of this kind."""
+    path = workdir / "metrics.jsonl"
+    if not path.exists():
+        return set()
+    found = set()
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for text in file:
+            with contextlib.suppress(ValueError):  # a line that a kill cut short
+                line = json.loads(text)
+                if line["kind"] == kind:
+                    found.add(line["step"])
+    return found
 
 
 def _ends_within_a_line(path: Path) -> bool:
@@ -195,18 +216,19 @@ def _stored_id(workdir: Path) -> str:
     return path.read_text().strip()
 
 
-def _json_value(value: Any) -> Any:
+def json_value(value: Any) -> Any:
+    """A value that JSON can write: None for what is not finite, lists for arrays."""
     if isinstance(value, Mapping):
-        return {str(name): _json_value(item) for name, item in value.items()}
+        return {str(name): json_value(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_json_value(item) for item in value]
+        return [json_value(item) for item in value]
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, str):
         return value.encode(errors="replace").decode()  # no lone surrogates: a file takes none
     if value is None or isinstance(value, int):
         return value
-    return _json_value(value.tolist())  # of NumPy or JAX
+    return json_value(value.tolist())  # of NumPy or JAX
 
 
 def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
@@ -225,7 +247,7 @@ def _marked(parts: Sequence[str]) -> str:
 class Display:
     """A progress bar with the time left on a terminal, a plain line per report elsewhere."""
 
-    def __init__(self, steps: int, start: int):
+    def __init__(self, steps: int):
         self._console = Console()
         self._progress = Progress(
             TextColumn("step"),
@@ -236,7 +258,7 @@ class Display:
             console=self._console,
             disable=not self._console.is_terminal,
         )
-        self._task = self._progress.add_task("train", total=steps, completed=start, figures="")
+        self._task = self._progress.add_task("train", total=steps, figures="")
         self._steps = steps
 
     def __enter__(self) -> "Display":
@@ -245,6 +267,10 @@ class Display:
 
     def __exit__(self, *_) -> None:
         self._progress.stop()
+
+    def start(self, step: int) -> None:
+        """Counts from `step` on."""
+        self._progress.update(self._task, completed=step)
 
     def report(self, step: int, kind: str, figures: Mapping[str, Any]) -> None:
         """Shows overall figures and the losses of the groups; `metrics.jsonl` has all of them."""

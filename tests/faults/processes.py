@@ -33,6 +33,7 @@ class Training:
             env=environment,
             stdout=self._output.open("ab"),
             stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
 
     def printed(self) -> str:
@@ -49,6 +50,11 @@ class Training:
     def signal(self, number: int) -> int:
         """Sends the signal and returns the exit code."""
         self._process.send_signal(number)
+        return self.wait()
+
+    def signal_group(self, number: int) -> int:
+        """Sends the signal to the process and its children; returns the exit code."""
+        os.killpg(self._process.pid, number)
         return self.wait()
 
     def wait(self) -> int:

@@ -11,6 +11,7 @@ from training.samples import changed
 from glm_jax import prepare, train
 from glm_jax.data.rows import Rows
 from glm_jax.errors import UserError
+from glm_jax.training.stopping import Stopping
 
 
 @pytest.fixture
@@ -105,3 +106,45 @@ def test_without_a_checkpoint_there_is_no_way_back(run_config, poison, tmp_path)
 def test_a_malformed_range_of_rows_is_refused(which, tmp_path):
     with pytest.raises(UserError, match="FIRST:END"):
         prepare.show_rows(which, tmp_path)
+
+
+def test_a_stop_names_every_bad_row(run_config, poison, tmp_path):
+    """Also of the step that was in flight, and with no report due."""
+    poison(range(24, 10_000))
+    config = changed(run_config, "bad_steps", max_consecutive=2)
+    config = changed(config, "training", log_every=100)
+    with pytest.raises(UserError, match="2 bad steps in a row, from step 7 on"):
+        run(config, tmp_path / "run")
+    bad = [tuple(line["rows"]) for line in lines(tmp_path / "run", "bad_step")]
+    assert bad == [(24, 28), (28, 32), (32, 36)]
+    (window,) = lines(tmp_path / "run", "train")
+    assert (window["step"], window["bad_steps"]) == (9, 3)
+
+
+@pytest.mark.parametrize("log_every", [1, 100])
+def test_a_streak_goes_on_after_a_resume(run_config, poison, tmp_path, log_every):
+    poison(range(24, 32))
+    config = changed(
+        run_config, "bad_steps", max_consecutive=2, action="rewind", rewind_skip_steps=1
+    )
+    config = changed(config, "training", log_every=log_every)
+    undisturbed = run(config, tmp_path / "undisturbed")
+    with Stopping(max_steps=7) as stopping:
+        train.run(config, tmp_path / "run", stopping, devices=jax.devices()[:1])
+    resumed = run(config, tmp_path / "run")
+    for workdir in ("undisturbed", "run"):
+        (rewound,) = lines(tmp_path / workdir, "rewound")
+        assert (rewound["step"], rewound["next_row"]) == (5, 32)
+    for ours, theirs in zip(jax.tree.leaves(resumed), jax.tree.leaves(undisturbed), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_a_checkpoint_within_a_streak_does_not_push_out_the_one_before(
+    run_config, poison, tmp_path
+):
+    poison(range(24, 36))
+    config = changed(run_config, "checkpoint", every=1, keep_latest=1, keep_best=0)
+    config = changed(config, "bad_steps", max_consecutive=3, action="rewind", rewind_skip_steps=3)
+    run(config, tmp_path / "run")
+    (rewound,) = lines(tmp_path / "run", "rewound")
+    assert (rewound["step"], rewound["next_row"]) == (6, 36)

@@ -104,3 +104,16 @@ def test_limits_of_a_session_save_too(data_dir, undisturbed, tmp_path):
     assert Training(data_dir, workdir).wait() == 0
     assert lines(workdir, "resumed")[-1]["step"] == 13
     assert_same_run(workdir, undisturbed)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_the_whole_group_saves_too(number, data_dir, undisturbed, tmp_path):
+    """As terminals and schedulers send it: the processes that build rows get it as well."""
+    workdir = tmp_path / "run"
+    training = Training(data_dir, workdir, "--config.data.num_workers=1")
+    training.wait_until(lambda: last_step(workdir) >= 7)
+    assert training.signal_group(number) == 0, training.printed()
+    assert lines(workdir, "stopped")[-1]["reason"] == number.name
+    training = Training(data_dir, workdir)
+    assert training.wait() == 0, training.printed()
+    assert_same_run(workdir, undisturbed)

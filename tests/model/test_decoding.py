@@ -142,6 +142,18 @@ def test_more_texts_than_a_batch(filler):
     assert filler.fill([], OPTIONS) == []
 
 
+def test_a_text_is_encoded_once(filler, monkeypatch):
+    encoded = []
+
+    def encode(text, *rest):
+        encoded.append(text)
+        return encode_context(text, *rest)
+
+    monkeypatch.setattr(decoding, "encode_context", encode)
+    filler.fill(TEXTS, OPTIONS)
+    assert encoded == TEXTS
+
+
 def test_a_faulty_text_does_not_stop_the_others(filler):
     texts = [TEXTS[0], "Gold", TEXTS[1]]
     first, error, last = filler.try_fill(texts, SAMPLED)

@@ -125,6 +125,7 @@ class _Recorder:
             "grad_norm": math.exp(self.rng.gauss(0.0, 0.25))
             * (0.4 + 9 * math.exp(-self.step / 90)),
             "learning_rate": 4e-4 * warm * decay,
+            "tokens": round(10 * ROWS * LENGTH * (1 - values["padding"])),
             "tokens_per_second": 14_000
             + self.rng.gauss(0, 220)
             - 4_000 * (self.rng.random() < 0.02),

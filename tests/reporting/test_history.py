@@ -96,20 +96,23 @@ def test_groups(tmp_path):
 
 
 def test_where_the_time_went(tmp_path):
-    """Ten steps of 4 x 8 slots, half padding; 16 tokens a step at 16 tokens/s are a second."""
-    values = {"loss": 1.0, "padding": 0.5, "tokens_per_second": 16.0}
+    """Ten steps of 16 tokens, which at 16 tokens/s take a second each."""
+
+    def figures(steps: int) -> dict:
+        return {"loss": 1.0, "tokens": 16 * steps, "tokens_per_second": 16.0}
+
     history = history_of(
         tmp_path,
         (0, "started", {}),
-        (4, "train", values),
-        (6, "train", values),
+        (4, "train", figures(4)),
+        (6, "train", figures(2)),
         (4, "saved", {"seconds": 0.5}),
         (4, "fallback", {}),
         (4, "resumed", {}),
-        (10, "train", values),
+        (10, "train", figures(6)),
         (10, "stopped", {"reason": "done"}),
     )
-    settings = {"training": {"steps": 10, "batch_size": 4}, "data": {"seq_length": 8}}
+    settings = {"training": {"steps": 10}}
     found = overview(history, settings, now=BEGIN + 99)
     assert (found.state, found.step, found.steps) == ("finished", 10, 10)
     assert found.tokens == 160

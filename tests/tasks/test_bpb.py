@@ -1,6 +1,7 @@
 """Bits per byte: windows, formulas, and the slow obvious version."""
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from training.samples import changed
 from glm_jax.errors import UserError
 from glm_jax.tasks import bpb
 from glm_jax.tasks.continuation import document_mask
-from glm_jax.tokenizer import SpecialTokens
+from glm_jax.tokenizer import SPECIAL_PIECES, SpecialTokens
 
 SPECIAL = SpecialTokens()
 TEXTS = [
@@ -133,6 +134,12 @@ def test_mistakes_in_the_file(uniform_scorer, model_config, tokenizer, jsonl):
         evaluate(jsonl({"text": "a"}, {"txt": "b"}))
     with pytest.raises(UserError, match=r"nothing to evaluate in .*input.jsonl"):
         evaluate(jsonl("", "  "))
+    for piece in SPECIAL_PIECES:
+        text = "gold " * 50 + f"is {piece} here"
+        message = f"input.jsonl:2: the special token {re.escape(piece)} in text '"
+        with pytest.raises(UserError, match=message) as error:
+            evaluate(jsonl({"text": "a"}, {"text": text}))
+        assert f"is {piece} here'" in str(error.value)
 
 
 def test_the_mask_is_one_the_model_was_trained_on(model_config):

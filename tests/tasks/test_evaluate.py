@@ -1,11 +1,23 @@
 """`python -m glm_jax.evaluate`: one JSON line for every task, one line for every mistake."""
 
+import contextlib
 import json
+import math
 import os
 import shutil
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
+from absl import flags
 from commands import run_command
+from reporting.fake_run import BEGIN, write_run
+
+from glm_jax import evaluate as command
+from glm_jax.errors import UserError
+from glm_jax.reporting.overview import overview
+from glm_jax.reporting.page import render
+from glm_jax.reporting.run import read_run
 
 QUESTION = {"text": "Gold is [MASK].", "choices": ["yellow", "white"], "label": 0, "language": "en"}
 CHINESE = {"text": "水是[MASK]。", "choices": ["无色的", "黄色"], "label": 0, "language": "zh"}
@@ -28,6 +40,94 @@ def run_evaluate(workdir, *flags, devices: int = 1):
         "sys.argv = sys.argv[1:]; runpy.run_module('glm_jax.evaluate', run_name='__main__')"
     )
     return run_command("-c", code, *arguments[1:])
+
+
+@contextlib.contextmanager
+def given(*arguments: str):
+    """The flags of the command with these values."""
+    others = set(flags.FLAGS)
+    command.define_flags()
+    try:
+        flags.FLAGS(["evaluate", *arguments])
+        yield
+    finally:
+        for name in set(flags.FLAGS) - others:
+            delattr(flags.FLAGS, name)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "remembered"),
+    [
+        (["--step=2", "--fsdp=2"], {}),
+        (["--ema", "--data_dir=d"], {"ema": True, "data_dir": "d"}),
+        (["--task=cloze", "--input=f", "--batch_size=2", "--limit=0"], {}),
+        (["--task=cloze", "--input=f", "--length_penalty=0.5"], {"length_penalty": 0.5}),
+        (["--task=lambada", "--input=f", "--window=32"], {"window": 32}),
+        (["--task=fill", "--input=f", "--max_new_tokens=4"], {"max_new_tokens": 4}),
+    ],
+)
+def test_flags_that_matter_are_remembered(arguments, remembered):
+    with given(*arguments):
+        command.check_task()
+        assert command.remembered_flags() == remembered
+
+
+def test_tasks_of_the_harness_are_remembered():
+    with given("--task=harness", "--harness_tasks=a,b", "--unidirectional"):
+        assert command.remembered_flags() == {"harness_tasks": "a,b", "unidirectional": True}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "flag"),
+    [
+        (["--task=loss", "--limit=3"], "limit"),
+        (["--task=loss", "--input=f"], "input"),
+        (["--task=bpb", "--input=f", "--data_dir=d"], "data_dir"),
+        (["--task=bpb", "--input=f", "--max_new_tokens=16"], "max_new_tokens"),
+        (["--task=lambada", "--input=f", "--stride=4"], "stride"),
+        (["--task=lambada", "--input=f", "--unidirectional"], "unidirectional"),
+        (["--task=cloze", "--input=f", "--window=9"], "window"),
+        (["--task=fill", "--input=f", "--length_penalty=1"], "length_penalty"),
+        (["--task=fill", "--input=f", "--harness_tasks=a"], "harness_tasks"),
+        (["--task=harness", "--harness_tasks=a", "--input=f"], "input"),
+    ],
+)
+def test_a_flag_that_the_task_does_not_have_is_refused(arguments, flag):
+    task = arguments[0].removeprefix("--task=")
+    message = f"^--{flag} means nothing to --task={task}$"
+    with given(*arguments), pytest.raises(UserError, match=message):
+        command.check_task()
+
+
+def test_the_line_is_json_and_the_report_tells_what_was_evaluated(tmp_path, monkeypatch, capsys):
+    health = write_run(tmp_path)
+    monkeypatch.setattr(command, "load_run", lambda _: SimpleNamespace(step=4000))
+    figures = {
+        "bits_per_byte": {"all": math.nan, "en": np.float32(1.5)},
+        "word_perplexity": {"en": math.inf},
+        "unidirectional": False,
+    }
+    monkeypatch.setitem(command._EVALUATE, "bpb", lambda _: figures)
+    arguments = (f"--workdir={tmp_path}", "--task=bpb", "--input=x/en.txt", "--input=zh.txt")
+    for more in ((), ("--ema", "--limit=3")):
+        with given(*arguments, *more):
+            command.main()
+    plain, averaged = (
+        json.loads(line, parse_constant=pytest.fail)
+        for line in capsys.readouterr().out.splitlines()
+    )
+    assert plain["bits_per_byte"] == {"all": None, "en": 1.5}
+    assert plain["word_perplexity"] == {"en": None}
+    assert (plain["step"], plain["input"], plain["flags"]) == (4000, "en.txt, zh.txt", {})
+    assert averaged["flags"] == {"ema": True, "limit": 3}
+    remembered = (tmp_path / "evaluations.jsonl").read_text().splitlines()[-2:]
+    assert [json.loads(line) for line in remembered] == [plain, averaged]
+
+    run = read_run(tmp_path, lambda _: health)
+    page = render(run, overview(run.history, run.config, BEGIN), BEGIN)
+    assert "<h3>bpb, en.txt, zh.txt, step 4,000</h3>" in page
+    assert "<h3>bpb, en.txt, zh.txt, ema, limit 3, step 4,000</h3>" in page
+    assert "flags" not in page[page.index("<h3>bpb") : page.index("<h3>fill")]
 
 
 @pytest.mark.slow
@@ -57,6 +157,8 @@ def test_bpb_by_language(workdir, jsonl):
     assert (figures["window_tokens"], figures["stride"]) == (62, 31)
     one_way = evaluate(workdir, *task, "--unidirectional", "--stride=20", "--limit=1")
     assert (one_way["n"]["all"], one_way["unidirectional"], one_way["stride"]) == (1, True, 20)
+    assert figures["flags"] == {}
+    assert one_way["flags"] == {"limit": 1, "stride": 20, "unidirectional": True}
 
 
 @pytest.mark.slow
@@ -94,10 +196,11 @@ def test_cloze_on_four_devices_is_that_of_one(workdir, jsonl):
     ("flags", "message"),
     [
         (["--task=bpb"], "--task=bpb needs --input"),
+        (["--task=cloze", "--window=9"], "--window means nothing to --task=cloze"),
         (["--task=bpb", "--input=none.txt"], "none.txt: no such file"),
         (["--task=bpb", "--input={file}", "--stride=99"], "--stride 99 must be from 1 to 62"),
         (["--task=cloze", "--input={file}"], "input.jsonl:2: the field 'choices' must be a list"),
-        (["--task=lambada", "--input={file}"], "input.jsonl:1: [MASK] in text"),
+        (["--task=lambada", "--input={file}"], "input.jsonl:1: the special token [MASK] in text"),
         (["--task=loss", "--step=77"], "has no checkpoint 77"),
         (
             ["--task=loss", "--fsdp=3"],

@@ -10,7 +10,7 @@ from tasks.slow import part_b
 from glm_jax.errors import UserError
 from glm_jax.model.decoding import DecodingOptions, Filler
 from glm_jax.tasks import bpb
-from glm_jax.tokenizer import SpecialTokens
+from glm_jax.tokenizer import SPECIAL_PIECES, SpecialTokens
 
 Instance = pytest.importorskip(
     "lm_eval.api.instance", reason="needs lm_eval: pip install -e '.[eval]'"
@@ -78,12 +78,28 @@ def test_generation_stops_and_refuses(model):
     assert harness._until("one", {"until": "n"}) == "o"
     with pytest.raises(UserError, match="generation is greedy"):
         model.generate_until(instances("generate_until", ("a", {"do_sample": True})))
-    with pytest.raises(UserError, match=r"\[MASK\] in the text"):
-        model.generate_until(instances("generate_until", ("a [MASK]", {})))
     (text,) = model.generate_until(
         instances("generate_until", ("金是黄色的。" * 60, {"max_gen_toks": 2}))
     )
     assert isinstance(text, str)
+
+
+@pytest.mark.parametrize("piece", SPECIAL_PIECES)
+def test_special_tokens_are_refused(model, piece):
+    def ask(kind, *arguments):
+        request = Instance(kind, {}, arguments, 0, metadata=("questions", 7, 1))
+        return getattr(model, kind)([request])
+
+    for kind, arguments, name in (
+        ("loglikelihood", (f"a {piece}", "b"), "prompt"),
+        ("loglikelihood", ("a", f" {piece}"), "continuation"),
+        ("loglikelihood_rolling", (f"a {piece}",), "document"),
+        ("generate_until", (f"a {piece}", {"until": [piece]}), "prompt"),
+    ):
+        with pytest.raises(UserError) as error:
+            ask(kind, *arguments)
+        message = f"harness: questions, item 7: the special token {piece} in {name} "
+        assert str(error.value).startswith(message)
 
 
 def test_rolling_is_bpb(model, scorer, model_config, tokenizer):

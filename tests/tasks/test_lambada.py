@@ -89,7 +89,8 @@ def test_long_passages_lose_their_beginning():
     ("text", "message"),
     [
         ("alone", r"input.jsonl:2: a passage needs at least two words"),
-        ("Paris is [MASK] here", r"input.jsonl:2: \[MASK\] in text 'Paris"),
+        ("Paris is [MASK] here", r"input.jsonl:2: the special token \[MASK\] in text 'Paris"),
+        ("Paris is <eop> here", r"input.jsonl:2: the special token <eop> in text 'Paris"),
         ("a " + "long" * 40, r"input.jsonl:2: an answer of \d+ tokens does not fit a row of 64"),
     ],
 )

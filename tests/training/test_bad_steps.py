@@ -61,13 +61,20 @@ def test_without_sigma_only_what_is_not_finite_is_bad():
 
 def test_a_streak_counts_bad_steps_in_a_row():
     streak = Streak(limit=2)
+    rows = [range(10 * step, 10 * step + 10) for step in range(6)]
     for step, is_good in [(1, False), (2, True), (3, False)]:
-        streak.add(step, is_good)
+        streak.add(step, rows[step], is_good)
     assert not streak.is_too_long
-    streak.add(4, False)
-    assert (streak.is_too_long, streak.first, streak.length) == (True, 3, 2)
-    streak.reset()
-    assert not streak.is_too_long
+    streak.add(4, rows[4], False)
+    streak.add(5, rows[5], False)  # it is too long already, whenever that is looked at
+    assert (streak.is_too_long, streak.first, streak.length, streak.end_row) == (True, 3, 2, 50)
+
+
+def test_a_streak_goes_on_after_a_resume():
+    streak = Streak(limit=3, step=7, length=2, end_row=28)
+    assert (streak.is_too_long, streak.first) == (False, 6)
+    streak.add(8, range(28, 32), False)
+    assert (streak.is_too_long, streak.first, streak.end_row) == (True, 6, 32)
 
 
 def poisoned(batch):
@@ -95,8 +102,10 @@ def test_a_bad_step_changes_nothing_but_the_step():
     state, verdicts = trained([*good, poisoned(make_batch(2)), poisoned(make_batch(3))])
     assert verdicts == ["good", "good", "not finite", "not finite"]
     assert (int(clean.step), int(state.step)) == (2, 4)
+    assert (int(clean.history.streak), int(state.history.streak)) == (0, 2)
+    same = clean.history.streak
     for ours, theirs in zip(
-        jax.tree.leaves(state._replace(step=0)),
+        jax.tree.leaves(state._replace(step=0, history=state.history._replace(streak=same))),
         jax.tree.leaves(clean._replace(step=0)),
         strict=True,
     ):

@@ -11,7 +11,7 @@ import pytest
 
 from glm_jax.config import LoggingConfig
 from glm_jax.errors import UserError
-from glm_jax.training.writers import Display, MetricsLog, make_writers, redacted
+from glm_jax.training.writers import Display, MetricsLog, make_writers, redacted, steps_of
 
 SECRET = "hunter2" * 4
 
@@ -183,12 +183,12 @@ def test_wandb_without_a_key_is_one_line(workdir):
 
 def test_a_terminal_survives_a_window_of_bad_steps_only(monkeypatch):
     monkeypatch.setenv("FORCE_COLOR", "1")
-    with Display(10, 0) as display:
+    with Display(10) as display:
         display.report(3, "train", {"bad_steps": 10})
 
 
 def test_the_display_shows_figures_and_events_and_nothing_else(capsys):
-    with Display(10, 0) as display:
+    with Display(10) as display:
         display.report(
             3, "train", {"loss": 1.25, "loss/zh": 2.0, "accuracy/zh": 0.5, "bad_steps": 0}
         )
@@ -204,3 +204,23 @@ def test_the_display_shows_figures_and_events_and_nothing_else(capsys):
         "bad_step 4/10 reason [red]not finite rows [4, 8] loss nan",
         "rewound 4/10 from_step 4 next_row 12",
     ]
+
+
+def test_a_full_disk_is_one_line(tmp_path):
+    log = MetricsLog(tmp_path)
+    log._file.close()
+    log._file = open("/dev/full", "w", buffering=1)  # noqa: SIM115
+    with pytest.raises(UserError, match=r"/dev/full cannot be written: .*No space left"):
+        log.write(1, "train", {"loss": 1.0})
+    log.close()
+
+
+def test_the_steps_of_a_kind(tmp_path):
+    assert steps_of(tmp_path, "validation") == set()
+    log = MetricsLog(tmp_path)
+    for step, kind in [(5, "train"), (5, "validation"), (10, "validation")]:
+        log.write(step, kind, {})
+    log.close()
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 15, "kind": "valid')
+    assert steps_of(tmp_path, "validation") == {5, 10}

@@ -1,0 +1,110 @@
+"""What a session owes the next one: validations, messages, and its folder to itself."""
+
+import fcntl
+import json
+
+import jax
+import pytest
+from faults.processes import lines
+from training.samples import changed
+
+from glm_jax import train
+from glm_jax.errors import UserError
+from glm_jax.training.stopping import Stopping
+
+
+def run(config, workdir, stopping=None):
+    return train.run(config, workdir, stopping, devices=jax.devices()[:1])
+
+
+class EndedInItsLastValidation(Stopping):
+    """A signal that arrives whenever a validation begins, and is seen at the end."""
+
+    is_urgent = True
+
+    def reason(self, step):
+        return "SIGTERM" if step >= 10 else None
+
+
+def test_a_validation_that_was_given_up_is_done_by_the_next_session(run_config, tmp_path):
+    workdir = tmp_path / "run"
+    run(run_config, workdir, EndedInItsLastValidation())
+    assert lines(workdir, "validation") == []
+    assert lines(workdir, "stopped")[-1]["reason"] == "SIGTERM"
+    run(run_config, workdir)
+    assert [line["step"] for line in lines(workdir, "validation")] == [10]
+    assert lines(workdir, "stopped")[-1]["reason"] == "done"
+    before = (workdir / "metrics.jsonl").read_text()
+    run(run_config, workdir)
+    assert (workdir / "metrics.jsonl").read_text() == before
+
+
+def test_fewer_steps_than_are_done_are_nothing_to_do(run_config, tmp_path, capsys):
+    run(run_config, tmp_path / "run")
+    before = (tmp_path / "run/metrics.jsonl").read_text()
+    capsys.readouterr()
+    run(changed(run_config, "training", steps=4), tmp_path / "run")
+    assert "nothing to do: step 10 of 4 is done" in capsys.readouterr().out
+    assert (tmp_path / "run/metrics.jsonl").read_text() == before
+
+
+def test_damage_is_said_before_anything_can_refuse(run_config, tmp_path, monkeypatch):
+    workdir = tmp_path / "run"
+    run(run_config, workdir)
+    meta = workdir / "checkpoints/10/meta/metadata"
+    meta.write_bytes(bytes([meta.read_bytes()[0] ^ 1]) + meta.read_bytes()[1:])
+
+    def refuse(*_):
+        raise UserError("other data")
+
+    monkeypatch.setattr(train.Session, "_check_data", refuse)
+    with pytest.raises(UserError, match="other data"):
+        run(run_config, workdir)
+    (fallback,) = lines(workdir, "fallback")
+    assert (fallback["bad_step"], fallback["moved_to"].split("/")[-1]) == (10, "10.changed")
+
+
+def test_two_processes_cannot_train_in_one_folder(run_config, tmp_path):
+    workdir = tmp_path / "run"
+    with Stopping(max_steps=1) as stopping:
+        run(run_config, workdir, stopping)
+    with (workdir / ".lock").open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match="another process trains in --workdir"):
+            run(run_config, workdir)
+    assert len(lines(workdir, "resumed")) == 0
+
+
+@pytest.mark.parametrize(
+    ("samples", "message"),
+    [
+        (("no blank",), r"config.logging.samples: no \[MASK\], \[sMASK\] or \[gMASK\] in the text"),
+        (("so long " * 40 + "[MASK]",), "config.data.seq_length is 64"),
+    ],
+)
+def test_samples_that_cannot_be_filled_are_refused_first(run_config, tmp_path, samples, message):
+    with pytest.raises(UserError, match=message):
+        run(changed(run_config, "logging", samples=samples), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_changed_config_is_told_and_kept(run_config, tmp_path):
+    workdir = tmp_path / "run"
+    with Stopping(max_steps=1) as stopping:
+        run(run_config, workdir, stopping)
+    with Stopping(max_steps=2) as stopping:
+        run(changed(run_config, "training", steps=12), workdir, stopping)
+    (resumed,) = lines(workdir, "resumed")
+    assert resumed["changes"] == ["config.training.steps: 10 -> 12"]
+    assert json.loads((workdir / "config.json").read_text())["training"]["steps"] == 12
+
+
+def test_a_folder_that_is_there_and_empty_becomes_the_run(run_config, tmp_path):
+    """It may be a mount point: it is filled, not replaced."""
+    workdir = tmp_path / "run"
+    workdir.mkdir()
+    inode = workdir.stat().st_ino
+    with Stopping(max_steps=1) as stopping:
+        run(run_config, workdir, stopping)
+    assert workdir.stat().st_ino == inode
+    assert (workdir / "config.json").exists()
