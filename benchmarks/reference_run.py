@@ -80,12 +80,12 @@ def define_flags() -> None:
 
 
 def main() -> None:
-    for package in ("torch", "matplotlib"):
-        if importlib.util.find_spec(package) is None:
-            raise UserError(f"this benchmark needs {package}: pip install {package}")
     out = Path(cli.required("out")).absolute()
     if out.exists():
         raise UserError(f"--out={out} already exists")
+    for package in ("torch", "matplotlib"):
+        if importlib.util.find_spec(package) is None:
+            raise UserError(f"this benchmark needs {package}: pip install {package}")
     import torch
 
     torch.set_num_threads(1)  # beside XLA's threads more of them are slower, on few cores
