@@ -282,7 +282,13 @@ class Session:
         return figures
 
     def _validation_figures(self, params: dict) -> dict[str, float] | None:
-        sums = self._validate(params, self._dataset.validation, lambda: self._stopping.is_urgent)
+        rows, give_up = self._dataset.validation, lambda: self._stopping.is_urgent
+        try:
+            sums = self._validate(params, rows, give_up)
+        except RuntimeError:
+            if give_up():  # the signal has ended the workers too
+                return None
+            raise
         return sums and summarise(total(sums), self._dataset.languages)
 
     def _fill_samples(self, params: dict) -> None:
