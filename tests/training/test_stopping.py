@@ -20,11 +20,14 @@ def test_signals_are_noted_and_handed_back():
 
 
 def test_a_second_interrupt_interrupts():
+    # A process that a shell started in the background ignores interrupts.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     with Stopping() as stopping:
         os.kill(os.getpid(), signal.SIGINT)
         assert stopping.reason(0) == "SIGINT"
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
+    signal.signal(signal.SIGINT, before)
 
 
 def test_limits():
