@@ -7,7 +7,6 @@ says what lies where.
 
 import contextlib
 import logging
-import math
 import shutil
 import sys
 import time
@@ -30,6 +29,7 @@ from glm_jax.training import step_folders as folders
 from glm_jax.training.manifest import UNFINISHED, Damaged
 from glm_jax.training.run_folder import load_config
 from glm_jax.training.step import TrainState
+from glm_jax.training.writers import json_value
 from glm_jax.versions import versions
 
 _SPACE_MARGIN = 1.1  # room a save needs, as a multiple of the bytes of the state
@@ -110,7 +110,7 @@ class Checkpoints:
             "next_row": next_row,
             "data": data,
             "config": to_dict(config),
-            "validation": validation and _finite(validation),
+            "validation": validation and json_value(validation),
             "arrays": saved_state.array_specs(items),
             "versions": versions(),
         }
@@ -313,10 +313,6 @@ def _check_free_space(folder: Path, items: dict) -> None:
 
 def _megabytes(size: float) -> str:
     return f"{size / 1e6:,.1f} MB"
-
-
-def _finite(figures: dict[str, float]) -> dict[str, float | None]:
-    return {name: float(x) if math.isfinite(x) else None for name, x in figures.items()}
 
 
 def _one_line(error: Exception) -> str:
