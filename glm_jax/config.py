@@ -24,14 +24,25 @@ class ModelConfig:
     num_layers: int = 12
     hidden_dim: int = 768
     num_heads: int = 12
-    mlp_dim: int = 3072
+    num_kv_heads: int = 0  # key and value heads (grouped queries); 0: num_heads
+    mlp_dim: int = 3072  # of the inner activation; a gated mlp has two projections to it
     max_positions: int = 512  # P; learned tables have P + 1 rows
-    position: str = "learned_2d"  # learned_2d | rope_2d
+    position: str = "learned_2d"  # learned_2d | rope_2d | rope_1d
+    span_position: str = "blank"  # of an answer's tokens. blank: that of its mask token (GLM 2021,
+    # ChatGLM-6B) | slot: their place in the sample (ChatGLM2 and later) | mixed: slot for [gMASK],
+    # blank for the others (GLM-130B)
+    context: str = "bidirectional"  # | causal: as the released ChatGLM2 and later read it
     rope_base: float = 10000.0
+    rope_fraction: float = 1.0  # rope_1d: share of a head's dimensions that turn
+    rope_layout: str = "half"  # half: i pairs with i + n/2 | interleaved: 2i with 2i + 1
+    norm: str = "layernorm"  # layernorm | rmsnorm
     norm_eps: float = 1e-5
     residual: str = "pre"  # pre | deepnorm (y = alpha * LN(x) + f(LN(x)), GLM-130B)
+    # | sandwich (x + norm(f(norm(x))), GLM-4-0414)
     deepnorm_alpha: float = 0.0  # 0: sqrt(2 * num_layers)
-    activation: str = "gelu_tanh"  # gelu_tanh | gelu (erf)
+    activation: str = "gelu_tanh"  # gelu_tanh | gelu (erf) | geglu (erf) | swiglu
+    qkv_bias: bool = True
+    linear_bias: bool = True  # of the other projections
     tie_embeddings: bool = True
     init_std: float = 0.02  # outputs of attention and mlp: init_std / sqrt(2 * num_layers)
     embedding_dropout: float = 0.0
@@ -45,6 +56,19 @@ class ModelConfig:
     @property
     def head_dim(self) -> int:
         return self.hidden_dim // self.num_heads
+
+    @property
+    def kv_heads(self) -> int:
+        return self.num_kv_heads or self.num_heads
+
+    @property
+    def rotary_dim(self) -> int:
+        """Dimensions of a head that one coordinate turns; 0 for learned positions."""
+        if self.position == "learned_2d":
+            return 0
+        if self.position == "rope_2d":
+            return self.head_dim // 2
+        return round(self.head_dim * self.rope_fraction)
 
     @property
     def residual_scale(self) -> float:

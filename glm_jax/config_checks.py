@@ -57,10 +57,14 @@ def _in_unit(name: str, value: float) -> None:
 def _check_model(m: ModelConfig) -> None:
     _positive("model", m, "num_layers", "hidden_dim", "num_heads", "mlp_dim", "max_positions")
     _positive("model", m, "vocab_multiple", "rope_base", "norm_eps", "init_std")
-    _not_negative("model", m, "vocab_size", "deepnorm_alpha")
-    _one_of("model.position", m.position, ("learned_2d", "rope_2d"))
-    _one_of("model.residual", m.residual, ("pre", "deepnorm"))
-    _one_of("model.activation", m.activation, ("gelu", "gelu_tanh"))
+    _not_negative("model", m, "vocab_size", "deepnorm_alpha", "num_kv_heads")
+    _one_of("model.position", m.position, ("learned_2d", "rope_2d", "rope_1d"))
+    _one_of("model.span_position", m.span_position, ("blank", "slot", "mixed"))
+    _one_of("model.context", m.context, ("bidirectional", "causal"))
+    _one_of("model.rope_layout", m.rope_layout, ("half", "interleaved"))
+    _one_of("model.norm", m.norm, ("layernorm", "rmsnorm"))
+    _one_of("model.residual", m.residual, ("pre", "deepnorm", "sandwich"))
+    _one_of("model.activation", m.activation, ("gelu", "gelu_tanh", "geglu", "swiglu"))
     _one_of("model.remat", m.remat, ("none", "full"))
     for name in ("dtype", "param_dtype"):
         _one_of(f"model.{name}", getattr(m, name), ("float32", "bfloat16", "float64"))
@@ -72,8 +76,29 @@ def _check_model(m: ModelConfig) -> None:
         f"model.hidden_dim {m.hidden_dim} is not divisible by model.num_heads {m.num_heads}",
     )
     _require(
+        m.num_heads % m.kv_heads == 0,
+        f"model.num_heads {m.num_heads} is not divisible by model.num_kv_heads {m.kv_heads}",
+    )
+    _check_positions(m)
+
+
+def _check_positions(m: ModelConfig) -> None:
+    _require(
         m.position != "rope_2d" or m.head_dim % 4 == 0,
         f"model.position rope_2d needs a head dimension divisible by 4, got {m.head_dim}",
+    )
+    _require(
+        0.0 < m.rope_fraction <= 1.0,
+        f"model.rope_fraction must be in (0, 1], got {m.rope_fraction}",
+    )
+    _require(
+        m.position == "rope_1d" or m.rope_fraction == 1.0,
+        f"model.rope_fraction {m.rope_fraction} is for model.position rope_1d, got {m.position}",
+    )
+    turned = m.head_dim * m.rope_fraction
+    _require(
+        m.position != "rope_1d" or (turned == m.rotary_dim and m.rotary_dim % 2 == 0),
+        f"model.rope_fraction {m.rope_fraction} of a head dimension {m.head_dim} is no even number",
     )
 
 

@@ -7,7 +7,7 @@ from flax import nnx
 
 from glm_jax.config import ModelConfig
 from glm_jax.model.layers import Linear, initializers
-from glm_jax.model.positions import rotate
+from glm_jax.model.positions import Rotation
 from glm_jax.ops.block_bounds import BlockBounds
 from glm_jax.ops.range_attention import range_attention
 from glm_jax.parallel.sharding import active_mesh, constrain
@@ -57,21 +57,26 @@ class Attention(nnx.Module):
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs, stack: dict[str, int]):
         embed = {"embed": config.hidden_dim}
         heads = {"heads": config.num_heads, "head_dim": config.head_dim}
-        init = initializers(config)
-        self.query = Linear(config, rngs, stack, embed, heads, init["query_key"])
-        self.key = Linear(config, rngs, stack, embed, heads, init["query_key"])
-        self.value = Linear(config, rngs, stack, embed, heads, init["value"])
-        self.out = Linear(config, rngs, stack, heads, embed, init["out"])
+        kv_heads = {"kv_heads": config.kv_heads, "head_dim": config.head_dim}
+        init, bias = initializers(config), config.qkv_bias
+        self.query = Linear(config, rngs, stack, embed, heads, init["query_key"], bias)
+        self.key = Linear(config, rngs, stack, embed, kv_heads, init["query_key"], bias)
+        self.value = Linear(config, rngs, stack, embed, kv_heads, init["value"], bias)
+        self.out = Linear(config, rngs, stack, heads, embed, init["out"], config.linear_bias)
         self.backend = config.attention_backend
 
-    def __call__(self, x, visibility, rope, cache):
+    def __call__(self, x, visibility, rotation: Rotation | None, cache):
         """x [B,T,D]; returns [B,T,D] and the updated cache (None without one)."""
         q, k, v = (
-            constrain(project(x), "batch", "sequence", "heads", "head_dim")
-            for project in (self.query, self.key, self.value)
+            constrain(project(x), "batch", "sequence", heads, "head_dim")
+            for project, heads in (
+                (self.query, "heads"),
+                (self.key, "kv_heads"),
+                (self.value, "kv_heads"),
+            )
         )
-        if rope is not None:
-            q, k = rotate(q, *rope), rotate(k, *rope)
+        if rotation is not None:
+            q, k = rotation.rotate(q), rotation.rotate(k)
         if cache is None:
             attended = visibility.attend(q, k, v, self.backend)
         else:

@@ -262,7 +262,7 @@ def _read_context(config: ModelConfig, params: dict, rows: _Rows, num_slots: int
     """The cache of Part A, with `num_slots` more slots."""
     batch, slots = rows.tokens.shape
     cache = glm.empty_cache(config, batch, slots + num_slots)
-    axes = ("layers", "batch", "sequence", "heads", "head_dim")
+    axes = ("layers", "batch", "sequence", "kv_heads", "head_dim")
     cache = cache._replace(key=constrain(cache.key, *axes), value=constrain(cache.value, *axes))
     position = jnp.broadcast_to(jnp.arange(slots), rows.tokens.shape)
     inside = position < rows.length[:, None]

@@ -10,8 +10,8 @@ from flax import nnx
 
 from glm_jax.config import ModelConfig
 from glm_jax.model.attention import Attention, KVCache, Visibility
-from glm_jax.model.layers import LOGICAL_AXES, MLP, LayerNorm, dropout, initializers, param
-from glm_jax.model.positions import rope_2d
+from glm_jax.model.layers import LOGICAL_AXES, MLP, Norm, dropout, initializers, param
+from glm_jax.model.positions import rotation
 from glm_jax.ops.range_attention import block_bounds
 from glm_jax.parallel.sharding import active_mesh, constrain
 
@@ -38,23 +38,34 @@ class Head(nnx.Module):
 
 
 class Block(nnx.Module):
-    """One layer: x + f(LN(x)) twice, or alpha * LN(x) + f(LN(x)) with DeepNorm (GLM-130B)."""
+    """One layer, attention and mlp: twice one of three residual forms.
+
+    `pre`: x + f(norm(x)). `deepnorm`: alpha * norm(x) + f(norm(x)) (GLM-130B). `sandwich`:
+    x + norm'(f(norm(x))) (GLM-4-0414).
+    """
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs, stack: dict[str, int]):
-        self.attention_norm = LayerNorm(config, rngs, stack)
+        self.attention_norm = Norm(config, rngs, stack)
         self.attention = Attention(config, rngs, stack)
-        self.mlp_norm = LayerNorm(config, rngs, stack)
+        self.mlp_norm = Norm(config, rngs, stack)
         self.mlp = MLP(config, rngs, stack)
+        self.is_sandwich = config.residual == "sandwich"
+        if self.is_sandwich:
+            self.attention_out_norm = Norm(config, rngs, stack)
+            self.mlp_out_norm = Norm(config, rngs, stack)
         self.dropout = config.output_dropout
         self.deepnorm_scale = config.residual_scale if config.residual == "deepnorm" else None
 
-    def __call__(self, x, visibility, rope, dropout_key, cache):
+    def __call__(self, x, visibility, rotation, dropout_key, cache):
         keys = (None, None) if dropout_key is None else jax.random.split(dropout_key)
         normed = self.attention_norm(x)
-        attended, cache = self.attention(normed, visibility, rope, cache)
-        x = self._residual(x, normed) + dropout(attended, self.dropout, keys[0])
+        out, cache = self.attention(normed, visibility, rotation, cache)
+        out = self.attention_out_norm(out) if self.is_sandwich else out
+        x = self._residual(x, normed) + dropout(out, self.dropout, keys[0])
         normed = self.mlp_norm(x)
-        x = self._residual(x, normed) + dropout(self.mlp(normed), self.dropout, keys[1])
+        out = self.mlp(normed)
+        out = self.mlp_out_norm(out) if self.is_sandwich else out
+        x = self._residual(x, normed) + dropout(out, self.dropout, keys[1])
         return constrain(x, "batch", "sequence", "embed"), cache
 
     def _residual(self, x, normed):
@@ -72,7 +83,7 @@ class GLM(nnx.Module):
             self.position_embedding = Embedding(config, rngs, "positions", rows)
             self.block_position_embedding = Embedding(config, rngs, "positions", rows)
         self.layers = Block(config, rngs, {"layers": config.num_layers})
-        self.final_norm = LayerNorm(config, rngs, {})
+        self.final_norm = Norm(config, rngs, {})
         if not config.tie_embeddings:
             self.head = Head(config, rngs)
 
@@ -101,10 +112,8 @@ class GLM(nnx.Module):
         )
         x = self._embed(tokens, position, block_position, embedding_gradient_share)
         x = dropout(x, config.embedding_dropout, embedding_key)
-        rope = None
-        if config.position == "rope_2d":
-            rope = rope_2d(position, block_position, config.head_dim, config.rope_base)
-        x, cache = self._run_layers(x, visibility, rope, layers_key, cache)
+        turn = rotation(config, position, block_position)
+        x, cache = self._run_layers(x, visibility, turn, layers_key, cache)
         return self.final_norm(x), cache
 
     def _embed(self, tokens, position, block_position, share):
@@ -117,7 +126,7 @@ class GLM(nnx.Module):
             x = x + self.block_position_embedding(block_position, dtype)
         return constrain(x, "batch", "sequence", "embed")
 
-    def _run_layers(self, x, visibility, rope, dropout_key, cache):
+    def _run_layers(self, x, visibility, rotation, dropout_key, cache):
         config = self.config
         graph, stacked = nnx.split(self.layers)
         keys = None if dropout_key is None else jax.random.split(dropout_key, config.num_layers)
@@ -127,7 +136,7 @@ class GLM(nnx.Module):
             weights, key, key_value = inputs
             layer_cache = None if key_value is None else KVCache(*key_value, start)
             block = nnx.merge(graph, weights)
-            x, layer_cache = block(x, visibility, rope, key, layer_cache)
+            x, layer_cache = block(x, visibility, rotation, key, layer_cache)
             return x, None if layer_cache is None else layer_cache[:2]
 
         if config.remat == "full":
@@ -221,7 +230,7 @@ def apply_logits(
 
 def empty_cache(config: ModelConfig, batch: int, slots: int) -> KVCache:
     """A cache for `slots` tokens in each of `batch` rows."""
-    shape = (config.num_layers, batch, slots, config.num_heads, config.head_dim)
+    shape = (config.num_layers, batch, slots, config.kv_heads, config.head_dim)
     zeros = jnp.zeros(shape, jnp.dtype(config.dtype))
     return KVCache(zeros, zeros, jnp.zeros(batch, jnp.int32))
 

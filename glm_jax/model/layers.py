@@ -3,6 +3,8 @@
 Modules of the layer stack carry a leading `layers` axis on every parameter (`stack`).
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -20,24 +22,28 @@ def param(rngs: nnx.Rngs, shape: dict[str, int], init, config: ModelConfig) -> n
     return nnx.Param(value, **{LOGICAL_AXES: tuple(shape)})
 
 
-class LayerNorm(nnx.Module):
-    """Layer normalisation with statistics in float32 (or wider)."""
+class Norm(nnx.Module):
+    """Layer or root-mean-square normalisation, computed in float32 (or wider)."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs, stack: dict[str, int]):
         shape = {**stack, "embed": config.hidden_dim}
         self.scale = param(rngs, shape, jax.nn.initializers.ones, config)
-        self.bias = param(rngs, shape, jax.nn.initializers.zeros, config)
+        if config.norm == "layernorm":
+            self.bias = param(rngs, shape, jax.nn.initializers.zeros, config)
+        self.has_mean = config.norm == "layernorm"
         self.eps = config.norm_eps
 
     def __call__(self, x: jax.Array) -> jax.Array:
         wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-        centred = wide - wide.mean(-1, keepdims=True)
-        normed = centred * jax.lax.rsqrt((centred**2).mean(-1, keepdims=True) + self.eps)
-        return (normed * self.scale[...] + self.bias[...]).astype(x.dtype)
+        if self.has_mean:
+            wide = wide - wide.mean(-1, keepdims=True)
+        normed = wide * jax.lax.rsqrt((wide**2).mean(-1, keepdims=True) + self.eps)
+        normed = normed * self.scale[...]
+        return (normed + self.bias[...] if self.has_mean else normed).astype(x.dtype)
 
 
 class Linear(nnx.Module):
-    """x [..., *inputs] -> [..., *outputs], with a bias over the outputs."""
+    """x [..., *inputs] -> [..., *outputs], with or without a bias over the outputs."""
 
     def __init__(
         self,
@@ -47,29 +53,48 @@ class Linear(nnx.Module):
         inputs: dict[str, int],
         outputs: dict[str, int],
         init,
+        has_bias: bool,
     ):
         self.kernel = param(rngs, {**stack, **inputs, **outputs}, init, config)
-        self.bias = param(rngs, {**stack, **outputs}, jax.nn.initializers.zeros, config)
-        self.num_inputs = len(inputs)
+        self.num_inputs, self.has_bias = len(inputs), has_bias
+        if has_bias:
+            self.bias = param(rngs, {**stack, **outputs}, jax.nn.initializers.zeros, config)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        kernel, bias = self.kernel[...].astype(x.dtype), self.bias[...].astype(x.dtype)
-        return jnp.tensordot(x, kernel, self.num_inputs) + bias
+        y = jnp.tensordot(x, self.kernel[...].astype(x.dtype), self.num_inputs)
+        return y + self.bias[...].astype(x.dtype) if self.has_bias else y
+
+
+# GELU in its tanh form is what Megatron GLM and ChatGLM-6B were trained with; the hub's GLM class
+# and GLM-130B have the exact one.
+_NONLINEARITY = {
+    "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
+    "gelu": functools.partial(jax.nn.gelu, approximate=False),
+    "geglu": functools.partial(jax.nn.gelu, approximate=False),
+    "swiglu": jax.nn.silu,
+}
+GATED = ("geglu", "swiglu")
 
 
 class MLP(nnx.Module):
-    """Two linear maps around a GELU: tanh (Megatron GLM, ChatGLM) or erf (the hub's GLM class)."""
+    """down(f(up(x))), or down(f(gate(x)) * up(x)) where it is gated (arXiv 2002.05202)."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs, stack: dict[str, int]):
         embed, hidden = {"embed": config.hidden_dim}, {"mlp": config.mlp_dim}
-        init = initializers(config)
-        self.up = Linear(config, rngs, stack, embed, hidden, init["up"])
-        self.down = Linear(config, rngs, stack, hidden, embed, init["down"])
-        self.approximate = config.activation == "gelu_tanh"
+        init, bias = initializers(config), config.linear_bias
+        self.is_gated = config.activation in GATED
+        if self.is_gated:
+            self.gate = Linear(config, rngs, stack, embed, hidden, init["up"], bias)
+        self.up = Linear(config, rngs, stack, embed, hidden, init["up"], bias)
+        self.down = Linear(config, rngs, stack, hidden, embed, init["down"], bias)
+        self.nonlinearity = _NONLINEARITY[config.activation]
 
     def __call__(self, x: jax.Array) -> jax.Array:
         hidden = constrain(self.up(x), "batch", "sequence", "mlp")
-        return self.down(jax.nn.gelu(hidden, approximate=self.approximate))
+        if self.is_gated:
+            gate = constrain(self.gate(x), "batch", "sequence", "mlp")
+            return self.down(self.nonlinearity(gate) * hidden)
+        return self.down(self.nonlinearity(hidden))
 
 
 def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
@@ -83,14 +108,14 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
 def initializers(config: ModelConfig) -> dict:
     """Initializer of each weight.
 
-    Pre-LN (Megatron GLM): N(0, init_std), the two projections onto the residual stream divided by
-    sqrt(2 L). DeepNorm (GLM-130B): Xavier normal, with gain (2 L)^-1/2 for everything but query
+    Pre-LN (Megatron GLM) and sandwich: N(0, init_std), the two projections onto the residual
+    stream divided by sqrt(2 L). DeepNorm (GLM-130B): Xavier normal, with gain (2 L)^-1/2 for everything but query
     and key; embeddings N(0, init_std) in both.
     """
     normal = jax.nn.initializers.normal
     depth = (2 * config.num_layers) ** -0.5
     embedding = normal(config.init_std)
-    if config.residual == "pre":
+    if config.residual != "deepnorm":
         out = normal(config.init_std * depth)
         weights = dict.fromkeys(("query_key", "value", "up"), embedding) | {"out": out, "down": out}
     else:

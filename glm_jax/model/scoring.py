@@ -313,7 +313,7 @@ def _read_contexts(config, params, tokens, context_length, mask, *, slots) -> KV
     coordinates = _coordinates(slot, context_length, mask, context_length)
     _, cache = glm.apply_cached(config, params, cache, tokens, *coordinates)
     key, value = (
-        constrain(x, "layers", "batch", "sequence", "heads", "head_dim")
+        constrain(x, "layers", "batch", "sequence", "kv_heads", "head_dim")
         for x in (cache.key, cache.value)
     )
     return KVCache(key, value, context_length)

@@ -14,18 +14,20 @@ from glm_jax.config import MeshConfig
 from glm_jax.errors import UserError
 from glm_jax.parallel.mesh import AXES, make_mesh
 
+_MODEL = dict.fromkeys(("heads", "kv_heads", "mlp", "vocab"), "model")
+
 PRESETS = {
     "dp": {},
     "fsdp": {"embed": "fsdp"},
-    "model": {"heads": "model", "mlp": "model", "vocab": "model"},
-    "fsdp_model": {"embed": "fsdp", "heads": "model", "mlp": "model", "vocab": "model"},
+    "model": _MODEL,
+    "fsdp_model": {"embed": "fsdp", **_MODEL},
 }
 """Mesh axis of each logical axis of a parameter; an axis that is not named is replicated."""
 
-PARAMETER_AXES = ("layers", "embed", "heads", "head_dim", "mlp", "vocab", "positions")
+PARAMETER_AXES = ("layers", "embed", "heads", "kv_heads", "head_dim", "mlp", "vocab", "positions")
 
 BATCH_AXES = ("data", "fsdp")
-_ACTIVATIONS = {"batch": BATCH_AXES, "heads": "model", "mlp": "model", "vocab": "model"}
+_ACTIVATIONS = {"batch": BATCH_AXES, **_MODEL}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +70,7 @@ class Sharding:
         )
 
     def _spec(self, name: str, shape: tuple[int, ...], axes: tuple[str, ...]) -> P:
-        spec = [self.params.get(axis) for axis in axes]
+        spec = [self._mesh_axis(axis, size) for axis, size in zip(axes, shape, strict=True)]
         used = [axis for axis in spec if axis is not None]
         if len(used) != len(set(used)):
             raise UserError(f"parameter {name}: axes {axes} would share a mesh axis in {spec}")
@@ -79,6 +81,12 @@ class Sharding:
                     f"{mesh_axis}={self.mesh.shape[mesh_axis]}"
                 )
         return P(*spec)
+
+    def _mesh_axis(self, axis: str, size: int) -> str | None:
+        mesh_axis = self.params.get(axis)
+        if axis == "kv_heads" and mesh_axis and _is_repeated(self.mesh, mesh_axis, size):
+            return None
+        return mesh_axis
 
     @contextlib.contextmanager
     def activate(self) -> Iterator[None]:
@@ -146,8 +154,17 @@ def constrain(x: jax.Array, *axes: str) -> jax.Array:
     mesh = active_mesh()
     if mesh is None or mesh.size == 1:
         return x
-    spec = P(*(_ACTIVATIONS.get(axis) for axis in axes))
-    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
+    spec = [_ACTIVATIONS.get(axis) for axis in axes]
+    for i, (axis, mesh_axis, size) in enumerate(zip(axes, spec, x.shape, strict=True)):
+        if axis == "kv_heads" and _is_repeated(mesh, mesh_axis, size):
+            spec[i] = None
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, P(*spec)))
+
+
+def _is_repeated(mesh: Mesh, mesh_axis: str, num_kv_heads: int) -> bool:
+    """Whether every device has all key heads: there are fewer of them than devices (GQA)."""
+    devices = mesh.shape[mesh_axis]
+    return devices > num_kv_heads and devices % num_kv_heads == 0
 
 
 def param_name(path) -> str:
