@@ -15,6 +15,7 @@ CORE = [
     "optax>=0.2.8,<0.3",
     "orbax-checkpoint>=0.12.8,<0.13",
     "sentencepiece>=0.2.3,<0.3",
+    "tokenizers>=0.23.3,<0.24",
     "tensorflow-datasets>=4.9.10,<5",
     "ml-collections>=1.1.0,<2",
     "grain>=0.2.18,<0.3",

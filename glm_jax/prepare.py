@@ -33,9 +33,9 @@ from glm_jax.documents import Counts, Document, read_documents
 from glm_jax.errors import UserError
 from glm_jax.folders import written_whole
 from glm_jax.language import LANGUAGES
-from glm_jax.tokenizer import INFO_FILE, MODEL_FILE, Tokenizer
-from glm_jax.training.checkpoint import trained_data
+from glm_jax.tokenizer import Tokenizer
 from glm_jax.training.run_folder import load_config
+from glm_jax.training.trained_params import trained_data
 
 FLAGS = flags.FLAGS
 
@@ -57,7 +57,7 @@ class Options:
 
 def define_flags() -> None:
     flags.DEFINE_multi_string("input", None, "Text file; repeat the flag for more.")
-    flags.DEFINE_string("tokenizer", None, "Folder that tokenizers/train.py wrote.")
+    flags.DEFINE_string("tokenizer", None, "Folder that tokenizers/train.py or convert.py wrote.")
     flags.DEFINE_string("out", None, "Folder to write; must not exist or be empty.")
     flags.DEFINE_enum(
         "language",
@@ -154,7 +154,10 @@ def show_rows(which: str, workdir: pathlib.Path) -> None:
 
 
 class _Corpus:
-    """The documents of one language as `[CLS] tokens eos` in a scratch file, in input order."""
+    """The documents of one language as `[CLS] tokens eos` in a scratch file, in input order.
+
+    Without the [CLS] in a family that has none.
+    """
 
     def __init__(self, language: str, directory: pathlib.Path):
         self.language = language
@@ -212,7 +215,7 @@ def _encode(
                 name = document.language if language == "auto" else language
                 if name not in corpora:
                     corpora[name] = _Corpus(name, directory)
-                tokens = np.concatenate(([special.cls], ids, [special.eos]))
+                tokens = np.concatenate((special.start, ids, [special.eos])).astype(np.int32)
                 corpora[name].append(document.text, tokens)
             bar.advance(task, len(batch))
     for corpus in corpora.values():
@@ -285,7 +288,7 @@ def _progress() -> progress.Progress:
 
 def _copy_tokenizer(tokenizer: Tokenizer, directory: pathlib.Path) -> None:
     directory.mkdir()
-    for name in (MODEL_FILE, INFO_FILE):
+    for name in tokenizer.files:
         shutil.copyfile(tokenizer.dir / name, directory / name)
 
 

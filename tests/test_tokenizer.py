@@ -164,11 +164,11 @@ def damaged(folder, tmp_path, model=None, info=None):
 
 
 def test_missing_files(folder, tmp_path):
-    with pytest.raises(UserError, match=r"tokenizer\.model: cannot be read: No such file"):
+    with pytest.raises(UserError, match=r"tokenizer_info\.json: cannot be read: No such file"):
         Tokenizer.load(tmp_path)
     copy = damaged(folder, tmp_path)
-    (copy / INFO_FILE).unlink()
-    with pytest.raises(UserError, match=r"tokenizer_info\.json: cannot be read: No such file"):
+    (copy / MODEL_FILE).unlink()
+    with pytest.raises(UserError, match=r"tokenizer\.model: cannot be read: No such file"):
         Tokenizer.load(copy)
 
 
@@ -185,7 +185,7 @@ def test_a_bad_description_is_noticed(folder, tmp_path, info):
 
 
 def test_another_kind_of_tokenizer_is_noticed(folder, tmp_path):
-    with pytest.raises(UserError, match="kind must be 'sentencepiece-bpe', got 'wordpiece'"):
+    with pytest.raises(UserError, match="kind must be .*'sentencepiece-bpe'.*, got 'wordpiece'"):
         Tokenizer.load(
             damaged(folder, tmp_path, info=json.dumps({"kind": "wordpiece", "sha256": ""}))
         )

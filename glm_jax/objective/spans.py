@@ -59,7 +59,7 @@ def split_pieces(tokens: np.ndarray, special: SpecialTokens) -> Pieces:
     text_end = end - 1
     text_end[-1] += not last_is_eos
     # A piece that is nothing but an eos, or an empty document, has no text: start == end.
-    text_start = np.minimum(start + (tokens[start] == special.cls), text_end)
+    text_start = np.minimum(start + np.isin(tokens[start], special.start), text_end)
     return Pieces(start, end, text_start, text_end)
 
 

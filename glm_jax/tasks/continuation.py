@@ -7,7 +7,7 @@ from glm_jax.errors import UserError
 from glm_jax.model.scoring import Request
 from glm_jax.tokenizer import SpecialTokens
 
-CONTROL_SYMBOLS = 2  # beside a text: [CLS] and the mask; an eos is one more
+CONTROL_SYMBOLS = 2  # at most, beside a text: [CLS] and the mask; an eos is one more
 
 
 def document_mask(objective: ObjectiveConfig, special: SpecialTokens) -> int:
@@ -30,13 +30,15 @@ def continuation(
 ) -> Request:
     """`[CLS] context mask` or, with `eos`, `[CLS] context mask eos`; the answers go on from it.
 
+    A family without [CLS] begins with the context.
+
     Args:
       context: int32 [n], tokens of the text so far; n may be 0.
       answers, given: see `Request`.
     """
     tail = [mask_id, special.eos] if eos else [mask_id]
-    part_a = np.concatenate([[special.cls], context, tail]).astype(np.int32)
-    return Request(part_a, len(context) + 1, answers, given)
+    part_a = np.concatenate([special.start, context, tail]).astype(np.int32)
+    return Request(part_a, len(special.start) + len(context), answers, given)
 
 
 def fit_left(

@@ -199,3 +199,10 @@ def test_sentence_blanks_spread_over_the_pieces():
             np.random.default_rng(seed), tokens, pieces, np.arange(32) == sentence_end, 4, config
         )
         assert sorted(blanks.start // len(text[0])) == [0, 1, 2, 3]
+
+
+def test_a_family_without_cls_blanks_from_the_first_token_on():
+    special = SpecialTokens(cls=None, eos=2, pad=2)
+    pieces = spans.split_pieces(np.array([30, 31, 2, 32, 33], np.int32), special)
+    assert pieces.start.tolist() == pieces.text_start.tolist() == [0, 3]
+    assert pieces.text_end.tolist() == [2, 5]
