@@ -15,15 +15,15 @@ from glm_jax import config
 from glm_jax.errors import UserError
 from glm_jax.model.presets import preset
 
-PRESETS = {"": "glm_tiny", "chatglm": "chatglm_tiny", "almanac": "glm_tiny", "text": "glm_tiny"}
+VARIANTS = {"": "glm_tiny", "chatglm": "chatglm_tiny", "almanac": "glm_tiny", "text": "glm_tiny"}
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
-    if variant not in PRESETS:
-        known = ", ".join(filter(None, PRESETS))
+    if variant not in VARIANTS:
+        known = ", ".join(filter(None, VARIANTS))
         raise UserError(f"configs/glm_tiny.py has no variant {variant!r}; known: {known}")
     c = ml_collections.ConfigDict(config.default_dict())
-    c.model = config.to_dict(preset(PRESETS[variant]))
+    c.model = config.to_dict(preset(VARIANTS[variant]))
     c.data.seq_length = 128
     c.objective.token_weight = 0.5
     c.objective.sentence_weight = 0.25

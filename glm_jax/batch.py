@@ -19,7 +19,7 @@ class Batch(NamedTuple):
       targets: int32, what the slot predicts: `s1 .. sk eop` in Part B, a copy of the input in A.
       weights: float32, 0 in Part A and padding, 1 in Part B.
       position: int32, first coordinate: index in the corrupted text; in Part B, the index of the
-        span's mask token.
+        span's mask token, or the place in the sample (`ModelConfig.span_position`).
       block_position: int32, second coordinate: 0 in Part A, 1 .. k+1 inside a span.
       kv_start: int32, first visible key, relative to the row.
       kv_end: int32, one past the last visible key; padding has kv_start == kv_end == 0.

@@ -62,6 +62,15 @@ class ModelConfig:
         return self.num_kv_heads or self.num_heads
 
     @property
+    def is_grouped(self) -> bool:
+        """Whether several query heads share a key head."""
+        return self.kv_heads != self.num_heads
+
+    @property
+    def mlp_ratio(self) -> float:
+        return self.mlp_dim / self.hidden_dim
+
+    @property
     def rotary_dim(self) -> int:
         """Dimensions of a head that one coordinate turns; 0 for learned positions."""
         if self.position == "learned_2d":
@@ -70,10 +79,27 @@ class ModelConfig:
             return self.head_dim // 2
         return round(self.head_dim * self.rope_fraction)
 
+    def answers_in_slots(self, is_document: bool) -> bool:
+        """Whether the position of an answer's token is its place in the sample.
+
+        Args:
+          is_document: the answer is that of a [gMASK].
+        """
+        return {"blank": False, "slot": True, "mixed": is_document}[self.span_position]
+
     @property
     def residual_scale(self) -> float:
         """Alpha of the DeepNorm residual branch; meaningless for `residual='pre'`."""
         return self.deepnorm_alpha or math.sqrt(2 * self.num_layers)
+
+
+@dataclasses.dataclass(frozen=True)
+class InitConfig:
+    """How the checkpoint `init_from` becomes the first parameters."""
+
+    layout: str = "auto"  # a name from glm_jax.layouts.LAYOUTS; auto: by its config and tensors
+    resize_vocab: bool = False  # add rows to its vocabulary, or drop the last ones
+    extend_positions: bool = False  # add rows to its position tables
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +113,7 @@ class ObjectiveConfig:
     span_length_mean: float = 3.0  # lambda of the zero-truncated Poisson of token spans
     max_span_length: int = 39
     span_sampling: str = "fixed"  # fixed: a row has a fixed number of blanks | budget: as published
-    shuffle_spans: bool = True
+    shuffle_spans: bool = True  # must be False for model.span_position slot with several blanks
     tokens_per_sentence_blank: int = 16  # a sentence row reserves a blank per so many masked tokens
     document_min_ratio: float = 0.25  # shortest [gMASK] span as a share of its document
     document_infill_prob: float = 0.5  # chance that text may follow the [gMASK] blank
@@ -212,6 +238,8 @@ class CheckpointConfig:
 @dataclasses.dataclass(frozen=True)
 class Config:
     seed: int = 0
+    init_from: str = ""  # folder of a released checkpoint to start from; empty: fresh parameters
+    init: InitConfig = InitConfig()
     model: ModelConfig = ModelConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
     data: DataConfig = DataConfig()

@@ -19,8 +19,9 @@ def check(config: Config) -> None:
       UserError: naming the field and its value.
     """
     _require(config.seed >= 0, f"seed must not be negative, got {config.seed}")
-    _check_model(config.model)
+    check_model(config.model)
     _check_objective(config.objective)
+    _check_blanks_are_told_apart(config)
     _check_data(config)
     _check_optimizer(config.optimizer)
     _check_training(config)
@@ -54,7 +55,12 @@ def _in_unit(name: str, value: float) -> None:
     _require(0.0 <= value <= 1.0, f"{name} must be in [0, 1], got {value}")
 
 
-def _check_model(m: ModelConfig) -> None:
+def check_model(m: ModelConfig) -> None:
+    """Refuses an architecture that cannot run.
+
+    Raises:
+      UserError: naming the field and its value.
+    """
     _positive("model", m, "num_layers", "hidden_dim", "num_heads", "mlp_dim", "max_positions")
     _positive("model", m, "vocab_multiple", "rope_base", "norm_eps", "init_std")
     _not_negative("model", m, "vocab_size", "deepnorm_alpha", "num_kv_heads")
@@ -115,6 +121,16 @@ def _check_objective(o: ObjectiveConfig) -> None:
     for name in ("document_min_ratio", "document_infill_prob"):
         _in_unit(f"objective.{name}", getattr(o, name))
     _positive("objective", o, "span_length_mean", "max_span_length", "tokens_per_sentence_blank")
+
+
+def _check_blanks_are_told_apart(config: Config) -> None:
+    objective = config.objective
+    has_many_blanks = objective.token_weight > 0 or objective.sentence_weight > 0
+    _require(
+        config.model.span_position != "slot" or not (has_many_blanks and objective.shuffle_spans),
+        "objective.shuffle_spans must be False for model.span_position slot: nothing but their "
+        "order says which of several blanks an answer fills",
+    )
 
 
 def _check_data(config: Config) -> None:

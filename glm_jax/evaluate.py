@@ -35,10 +35,10 @@ from glm_jax.parallel.sharding import Sharding, make_sharding
 from glm_jax.tasks import bpb, cloze, fill, lambada, loss
 from glm_jax.tasks.continuation import document_mask
 from glm_jax.tokenizer import Tokenizer
-from glm_jax.training.checkpoint import load_params
 from glm_jax.training.evaluation import check_batch, make_validation
 from glm_jax.training.metrics import Sums, summarise, total
 from glm_jax.training.run_folder import load_config
+from glm_jax.training.trained_params import load_params
 from glm_jax.training.writers import json_value
 
 FLAGS = flags.FLAGS

@@ -1,128 +1,145 @@
-"""Exports a run to PyTorch: `python -m glm_jax.export --from=RUN --out=FOLDER --verify`.
+"""Exports to PyTorch: `python -m glm_jax.export --from=RUN_OR_FOLDER --out=FOLDER [--layout=L]`.
 
-The folder loads in transformers with `AutoModelForSeq2SeqLM.from_pretrained(FOLDER,
-trust_remote_code=True)` and `AutoTokenizer.from_pretrained(FOLDER)`.
+From a run, or from the folder of a released checkpoint of any layout, which is converted file to
+file without building the model. The layout `glm_jax` holds every model and loads in transformers
+with `AutoModelForSeq2SeqLM.from_pretrained(FOLDER, trust_remote_code=True)`; `glm` and `glm4` are
+classes of transformers itself; the others have the names of the published checkpoints.
 """
 
-import dataclasses
-import functools
-import importlib.util
-import itertools
 import json
+import shutil
 import sys
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import jax
 import ml_dtypes  # noqa: F401  (registers bfloat16 with numpy)
 import numpy as np
 from absl import flags
 from rich.console import Console
 from rich.table import Table
 
-from glm_jax import cli, layouts
-from glm_jax.batch import Batch
-from glm_jax.config import ModelConfig
+from glm_jax import cli
 from glm_jax.errors import UserError
 from glm_jax.folders import written_whole
-from glm_jax.hub.model_files import MODEL_TYPE, write_model_files
+from glm_jax.hub.model_card import check_licence, faithfulness, write_model_card
+from glm_jax.hub.model_files import EXPORTED_BY, Release, token_ids, write_model_files
+from glm_jax.hub.origin import Origin, origin_of_checkpoint, origin_of_run
 from glm_jax.hub.tokenizer_files import write_tokenizer
-from glm_jax.layouts.io import write_tensors
-from glm_jax.model import glm
-from glm_jax.model.decoding import DecodingOptions, Filler
-from glm_jax.objective import infill
-from glm_jax.tokenizer import SPECIAL_PIECES, SpecialTokens, Tokenizer
-from glm_jax.training.checkpoint import load_params
+from glm_jax.hub.verification import Check, check_torch, verify
+from glm_jax.layouts import LAYOUTS, find_layout, write_weights
+from glm_jax.layouts.folder import is_checkpoint, open_checkpoint
+from glm_jax.layouts.resize import Resized
+from glm_jax.layouts.sources import ArraySource, ParamSource
+from glm_jax.tokenizer import Tokenizer
+from glm_jax.training.run_folder import CONFIG_FILE
+from glm_jax.training.trained_params import open_params
 
 FLAGS = flags.FLAGS
 
-
-TOLERANCE = 1e-4
-"""Largest difference of float32 logits that passes `--verify`."""
-
-_ROWS = 4
-_MAX_NEW_TOKENS = 16
-_TEXTS = (
-    "Paris is the capital of [MASK].",
-    "The [MASK] sat on the [MASK] and [sMASK]",
-    "北京是[MASK]的首都，[MASK]是中国最大的城市。",
-    "今天天气很好，[gMASK]",
-)
+DTYPES = ("float32", "bfloat16", "float16")
+_TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*")
+_TOKENIZER_FILES += ("merges.txt", "*.model", "chat_template.jinja")
 
 
 def define_flags() -> None:
-    flags.DEFINE_string("from", None, "Folder of the run.")
-    flags.DEFINE_integer("step", None, "Step of the checkpoint; by default the newest good one.")
-    flags.DEFINE_bool("ema", False, "The moving average of the parameters.")
+    flags.DEFINE_string("from", None, "Folder of a run, or of a released checkpoint.")
+    flags.DEFINE_integer(
+        "step", None, "Run: step of the checkpoint; by default the newest good one."
+    )
+    flags.DEFINE_bool("ema", False, "Run: the moving average of the parameters.")
     flags.DEFINE_string("out", None, "Folder to write.")
-    flags.DEFINE_enum("layout", "glm_jax", ["glm_jax"], "Names and shapes of the tensors.")
-    flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Type of the weights.")
+    flags.DEFINE_enum("layout", "glm_jax", list(LAYOUTS), "Names and shapes of the tensors.")
+    flags.DEFINE_enum("dtype", None, DTYPES, "Of the weights; by default float32, or the folder's.")
+    flags.DEFINE_integer("vocab_size", 0, "Embedding rows to write; 0: as many as there are.", 0)
+    flags.DEFINE_integer("max_positions", 0, "Longer learned position tables; 0: as they are.", 0)
+    flags.DEFINE_string("tokenizer", None, "Folder: a tokenizer made by tokenizers/convert.py.")
+    flags.DEFINE_string("license", "", "Licence for the card; by default that of the origin.")
+    flags.DEFINE_string("base_model", "", "Name of the origin; by default as its card has it.")
     flags.DEFINE_string("max_shard_size", "5GB", "Larger weights are split.")
     flags.DEFINE_bool("verify", False, "Compare PyTorch with JAX; exit 1 where they differ.")
     flags.DEFINE_bool("overwrite", False, "Replace an earlier export.")
 
 
+class Model(NamedTuple):
+    """What is to be exported."""
+
+    source: ParamSource
+    tokenizer: Tokenizer | None  # None: the origin's files are carried on
+    origin: Origin | None
+    dtype: str
+    lengths: tuple[int, ...]  # of the rows that verification compares
+    said: list[str]
+
+
 def main() -> None:
-    workdir, out = Path(cli.required("from")), Path(cli.required("out"))
+    path, out = Path(cli.required("from")), Path(cli.required("out"))
     check_target(out, FLAGS.overwrite)
     if FLAGS.verify:
         check_torch()
-    config, params, step = load_params(workdir, FLAGS.step, ema=FLAGS.ema)
-    tokenizer = Tokenizer.load(workdir / "tokenizer")
-    export_model(
-        config.model,
-        params,
-        tokenizer,
+    model = _open(path)
+    release = Release(
+        find_layout(FLAGS.layout), model.source.config, model.tokenizer, model.origin, model.dtype
+    )
+    print("\n".join(model.said))
+    checks = export_model(
+        release,
+        model.source,
         out,
-        layout=FLAGS.layout,
-        dtype=FLAGS.dtype,
         max_shard_size=FLAGS.max_shard_size,
         overwrite=FLAGS.overwrite,
+        license_=FLAGS.license,
+        base_model=FLAGS.base_model,
+        verified_lengths=model.lengths if FLAGS.verify else (),
     )
-    print(f"step {step} of {workdir} is in {out}")
-    if FLAGS.verify:
-        lengths = sorted({8, 33, config.data.seq_length})
-        checks = verify(config.model, params, tokenizer, out, lengths, FLAGS.dtype)
+    print(faithfulness(release).replace("**", ""))
+    print(f"{path} is in {out} as layout {FLAGS.layout}, {model.dtype}")
+    if checks:
         Console().print(_table(checks))
         if not all(check.passed for check in checks):
             sys.exit(1)
 
 
 def export_model(
-    config: ModelConfig,
-    params: dict[str, Any],
-    tokenizer: Tokenizer,
+    release: Release,
+    source: ParamSource,
     out: Path,
     *,
-    layout: str = "glm_jax",
-    dtype: str = "float32",
     max_shard_size: str = "5GB",
     overwrite: bool = False,
-) -> None:
-    """Writes weights, model code, tokenizer and card into the folder `out`, all or nothing.
+    license_: str = "",
+    base_model: str = "",
+    verified_lengths: tuple[int, ...] = (),
+) -> list[Check]:
+    """Writes weights, config, model code, tokenizer and card into the folder `out`, all or nothing.
 
     Args:
-      config: of the model, with its vocab_size.
-      params: nested dict of arrays with our names.
-      layout: "glm_jax", the one that model code is shipped for.
-      dtype: of the weights, "float32" or "bfloat16".
+      source: the parameters of `release.config`.
       max_shard_size: larger weights are split into files of at most this size.
       overwrite: replace `out` if it is an earlier export.
+      license_, base_model: for the card; "" takes the origin's.
+      verified_lengths: rows of so many slots are compared with JAX; none: nothing is.
+
+    Returns:
+      The comparisons, which are in the card as well.
 
     Raises:
-      UserError: `out` exists or cannot be written; `params` are not those of `config`.
+      UserError: `out` exists or cannot be written; the layout cannot hold the model; a value is
+        not finite; the licence of the origin is not known.
     """
     check_target(out, overwrite)
+    release.layout.check_fits(release.config)
+    release.layout.check_code(release.config)
+    check_licence(release, license_, base_model)
+    token_ids(release)  # refuses before anything is written
     with written_whole(out) as partial:
-        write_tensors(
-            partial,
-            layouts.tensor_shapes(layout, config),
-            layouts.export_tensors(layout, params, config, dtype),
-            np.dtype(dtype),
-            max_shard_size,
-        )
-        write_tokenizer(tokenizer, partial, config.max_positions)
-        write_model_files(config, tokenizer, partial, dtype)
+        dtype = np.dtype(release.dtype)
+        write_weights(release.layout, source, partial, dtype, max_shard_size)
+        _write_tokenizer(release, partial)
+        write_model_files(release, partial)  # last: weights without a config load nowhere
+        checks = verify(release, source, partial, verified_lengths) if verified_lengths else []
+        parity = [check.cells for check in checks]
+        write_model_card(release, partial, license_=license_, base_model=base_model, parity=parity)
+    return checks
 
 
 def check_target(out: Path, overwrite: bool) -> None:
@@ -139,126 +156,76 @@ def check_target(out: Path, overwrite: bool) -> None:
         raise UserError(f"--out {out} is an earlier export; --overwrite replaces it")
 
 
-def check_torch() -> None:
-    """Raises: UserError: PyTorch or transformers is not installed."""
-    missing = [name for name in ("torch", "transformers") if not importlib.util.find_spec(name)]
-    if missing:
-        names = " and ".join(missing)
-        raise UserError(f"--verify needs {names}: pip install -e '.[torch]' in the clone")
-
-
-class Check(NamedTuple):
-    """One comparison of PyTorch and JAX: how far logits are apart, how many choices agree."""
-
-    case: str
-    difference: float | None  # largest of the logits; None where choices decide
-    same: int
-    total: int
-
-    @property
-    def passed(self) -> bool:
-        if self.difference is None:
-            return self.same == self.total
-        return self.difference <= TOLERANCE  # and not NaN
-
-
-def verify(
-    config: ModelConfig,
-    params: dict[str, Any],
-    tokenizer: Tokenizer,
-    out: Path,
-    lengths: list[int],
-    dtype: str = "float32",
-) -> list[Check]:
-    """Compares the folder `out`, loaded by transformers, with JAX on `params`, in float32.
-
-    Args:
-      params: what was exported; they are rounded as the export rounded them.
-      lengths: rows of so many slots.
-      dtype: of the exported weights.
-
-    Returns:
-      A check for each length, with padding in the rows, and one for the filled blanks.
-    """
-    import transformers
-
-    model = transformers.AutoModelForSeq2SeqLM.from_pretrained(out, trust_remote_code=True)
-    model = model.float().eval()
-    config = dataclasses.replace(config, dtype="float32", param_dtype="float32")
-    params = jax.tree.map(lambda x: np.asarray(x).astype(dtype).astype(np.float32), params)
-    with jax.default_matmul_precision("highest"):
-        checks = [_compare_logits(config, params, model, length) for length in lengths]
-        hub_tokenizer = transformers.AutoTokenizer.from_pretrained(out, trust_remote_code=False)
-        new_tokens = min(_MAX_NEW_TOKENS, config.max_positions)
-        ours = Filler(config, params, tokenizer).fill(_TEXTS, DecodingOptions(new_tokens))
-        theirs = model.fill_blanks(hub_tokenizer, _TEXTS, new_tokens, do_sample=False)
-    return [*checks, _compare_answers(ours, theirs)]
-
-
-def random_rows(config: ModelConfig, length: int) -> Batch:
-    """Blank infilling rows [_ROWS, length] of random tokens, each one slot shorter than the last.
-
-    Blanks follow in random order, and the last rows end in padding.
-    """
-    rng, special = np.random.default_rng(length), SpecialTokens()
-    rows = []
-    for padding in range(_ROWS):
-        blanks = min(1 + padding, length // 8)
-        text = rng.integers(
-            len(SPECIAL_PIECES), config.vocab_size, length - padding - 2 * blanks, np.int32
+def _open(path: Path) -> Model:
+    if (path / "checkpoints").is_dir() and (path / CONFIG_FILE).exists():
+        model = _open_run(path)
+    elif is_checkpoint(path):
+        model = _open_folder(path)
+    else:
+        raise UserError(f"--from {path} is neither a run nor a released checkpoint")
+    if not (FLAGS.vocab_size or FLAGS.max_positions):
+        return model
+    sizes = {"vocab_size": FLAGS.vocab_size, "max_positions": FLAGS.max_positions}
+    if model.tokenizer is not None and 0 < FLAGS.vocab_size < model.tokenizer.vocab_size:
+        raise UserError(
+            f"--vocab_size {FLAGS.vocab_size} is smaller than the tokenizer "
+            f"({model.tokenizer.vocab_size})"
         )
-        cuts = np.linspace(0, len(text), 2 * blanks + 1).astype(int)
-        spans = rng.permutation(np.stack([cuts[:-1:2], cuts[1::2]], 1))
-        sample = infill.build(text, spans.tolist(), mask_id=special.mask, special=special)
-        rows.append(infill.pack([sample], length, objective="token", source=0, special=special))
-    return Batch(*map(np.stack, zip(*rows, strict=True)))
+    resized = Resized(model.source, **sizes)
+    return model._replace(source=resized, said=[*model.said, *resized.describe()])
 
 
-def _compare_logits(config: ModelConfig, params: dict, model, length: int) -> Check:
-    import torch
-
-    batch = random_rows(config, length)
-    ranges = (batch.position, batch.block_position, batch.kv_start, batch.kv_end)
-    apply = jax.jit(functools.partial(glm.apply_logits, config))
-    ours = np.asarray(apply(params, batch.tokens, *ranges))
-    tokens, position, block_position, kv_start, kv_end = (
-        torch.from_numpy(x).long() for x in (batch.tokens, *ranges)
+def _open_run(workdir: Path) -> Model:
+    config, params, step = open_params(workdir, FLAGS.step, ema=FLAGS.ema)
+    return Model(
+        source=ArraySource(config.model, params),
+        tokenizer=Tokenizer.load(FLAGS.tokenizer or workdir / "tokenizer"),
+        origin=origin_of_run(workdir),
+        dtype=FLAGS.dtype or "float32",
+        lengths=tuple(sorted({8, 33, config.data.seq_length})),
+        said=[f"step {step} of {workdir}"],
     )
-    with torch.no_grad():
-        theirs = model(
-            tokens,
-            attention_mask=torch.ones_like(tokens),
-            position_ids=torch.stack([position, block_position], dim=1),
-            kv_start=kv_start,
-            kv_end=kv_end,
-        ).logits.numpy()
-    same = int((ours.argmax(-1) == theirs.argmax(-1)).sum())
-    return Check(f"{length} slots", float(np.abs(ours - theirs).max()), same, tokens.numel())
 
 
-def _compare_answers(ours: list, theirs: list) -> Check:
-    pairs = [
-        pair
-        for a, b in zip(ours, theirs, strict=True)
-        for x, y in zip(a.token_ids, b.token_ids, strict=True)
-        for pair in itertools.zip_longest(x, y)
-    ]
-    return Check("greedy answers", None, sum(x == y for x, y in pairs), len(pairs))
+def _open_folder(path: Path) -> Model:
+    for flag in ("step", "ema"):
+        if FLAGS[flag].value:
+            raise UserError(f"--{flag} is for a run, --from {path} is a released checkpoint")
+    checkpoint = open_checkpoint(path)
+    kept = str(checkpoint.dtype)
+    return Model(
+        source=checkpoint.source,
+        tokenizer=Tokenizer.load(FLAGS.tokenizer) if FLAGS.tokenizer else None,
+        origin=origin_of_checkpoint(checkpoint),
+        dtype=FLAGS.dtype or (kept if kept in DTYPES else "float32"),
+        lengths=tuple(sorted({8, 33, min(128, checkpoint.config.max_positions)})),
+        said=checkpoint.describe(),
+    )
+
+
+def _write_tokenizer(release: Release, out: Path) -> None:
+    """Our own description of the tokenizer, or the origin's files as they are."""
+    if release.tokenizer is not None:
+        write_tokenizer(release.tokenizer, out, release.config.max_positions)
+        return
+    for pattern in _TOKENIZER_FILES:
+        for path in release.origin.folder.glob(pattern):
+            if path.is_file():
+                shutil.copyfile(path, out / path.name)
 
 
 def _table(checks: list[Check]) -> Table:
     table = Table("PyTorch and JAX", "largest difference", "same choice", "")
     for check in checks:
-        difference = "" if check.difference is None else f"{check.difference:.1e}"
-        choice = f"{check.same} of {check.total}"
-        table.add_row(check.case, difference, choice, "ok" if check.passed else "[red]differs[/]")
+        *cells, verdict = check.cells
+        table.add_row(*cells, verdict if check.passed else f"[red]{verdict}[/]")
     return table
 
 
 def _is_export(folder: Path) -> bool:
     try:
-        return json.loads((folder / "config.json").read_text())["model_type"] == MODEL_TYPE
-    except (OSError, ValueError, KeyError, TypeError):
+        return EXPORTED_BY in json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError, TypeError):
         return False
 
 

@@ -26,7 +26,7 @@ from glm_jax.errors import UserError
 from glm_jax.model.decoding import DecodingOptions, Draw, Filled, Filler
 from glm_jax.parallel.sharding import make_sharding
 from glm_jax.tokenizer import Tokenizer
-from glm_jax.training.checkpoint import load_params
+from glm_jax.training.trained_params import load_params
 
 FLAGS = flags.FLAGS
 

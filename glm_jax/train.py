@@ -8,6 +8,7 @@ import contextlib
 import functools
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +20,8 @@ from glm_jax.config import Config, with_vocab_size
 from glm_jax.data.dataset import Dataset, host_batches, load_tokenizer, open_dataset, with_sources
 from glm_jax.data.feed import Feed
 from glm_jax.errors import UserError
+from glm_jax.hub.origin import save_origin
+from glm_jax.layouts.init_from import load_sharded, open_init
 from glm_jax.model.decoding import DecodingOptions, Filler, encode_context
 from glm_jax.ops.range_attention import resolve_backend
 from glm_jax.parallel.sharding import Sharding, make_sharding, parameter_table
@@ -29,7 +32,13 @@ from glm_jax.training.evaluation import check_batch, make_validation
 from glm_jax.training.metrics import summarise, total
 from glm_jax.training.optimizer import describe_optimizer
 from glm_jax.training.run_folder import locked, open_run, save_config
-from glm_jax.training.step import TrainState, init_state, make_train_step, state_shardings
+from glm_jax.training.step import (
+    TrainState,
+    init_state,
+    make_train_step,
+    state_from_params,
+    state_shardings,
+)
 from glm_jax.training.stopping import Stopping
 from glm_jax.training.window import Window
 from glm_jax.training.writers import Display, Writer, make_writers, steps_of
@@ -89,10 +98,29 @@ def run(
             config, dataset, tokenizer, sharding, checkpoints, log, stopping or Stopping()
         )
         start = session.restore_or_init(
-            changes, steps_of(workdir, "validation"), allow_data_change=allow_config_change
+            functools.partial(first_state, config, sharding, workdir),
+            changes,
+            steps_of(workdir, "validation"),
+            allow_data_change=allow_config_change,
         )
         save_config(workdir, config)
         return session.train(start)
+
+
+def first_state(config: Config, sharding: Sharding, workdir: Path) -> TrainState:
+    """Fresh parameters, or those of `config.init_from`, whose papers go into the run's folder.
+
+    Raises:
+      UserError: that checkpoint cannot be read, or holds another model.
+    """
+    if not config.init_from:
+        return init_state(config, sharding)
+    checkpoint, source, lines = open_init(config)
+    print("\n".join(lines))
+    save_origin(checkpoint, workdir)
+    _, shardings = state_shardings(config, sharding)
+    params = load_sharded(source, shardings.params, config.model.param_dtype)
+    return state_from_params(config, sharding, params)
 
 
 def check_samples(config: Config, tokenizer: Tokenizer) -> None:
@@ -167,11 +195,17 @@ class Session:
         )
 
     def restore_or_init(
-        self, changes: list[str], validated: set[int], *, allow_data_change: bool
+        self,
+        init: Callable[[], TrainState],
+        changes: list[str],
+        validated: set[int],
+        *,
+        allow_data_change: bool,
     ) -> Start:
         """Where to go on, logged as `started` or `resumed`.
 
         Args:
+          init: makes the state of a run without a checkpoint.
           changes: of the config since the last session, for people.
           validated: the steps whose validation was reported.
 
@@ -191,8 +225,9 @@ class Session:
             print(f"changed since the last session: {change}")
         restored = self._checkpoints.restore_newest(abstract, shardings)
         if restored is None:
+            state = init()
             self._log.write(0, "started", {"next_row": 0, **about})
-            return Start(init_state(self._config, self._sharding), 0, owes_validation=False)
+            return Start(state, 0, owes_validation=False)
         if not allow_data_change:
             self._check_data(restored)
         step, next_row = int(restored.state.step), restored.meta["next_row"]

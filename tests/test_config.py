@@ -29,6 +29,7 @@ def test_round_trip():
             "batch_size 256 is not divisible by .*accumulation_steps 3",
         ),
         ({"objective": {"token_weight": 0.0}}, "objective weights .* positive sum"),
+        ({"model": {"span_position": "slot"}}, "objective.shuffle_spans must be False for .* slot"),
         ({"objective": {"mask_ratio": 1.5}}, "objective.mask_ratio must be between 0 and 1"),
         ({"data": {"sources": {"en": {"weight": -1.0}}}}, "data.sources.en.weight must be pos"),
         ({"model": {"output_dropout": 2.0}}, r"model.output_dropout must be in \[0, 1\), got 2.0"),

@@ -17,7 +17,12 @@ from glm_jax import export, layouts
 from glm_jax import tokenizer as tokenizers
 from glm_jax.config import Config, DataConfig, ModelConfig
 from glm_jax.errors import UserError
+from glm_jax.hub import verification
+from glm_jax.hub.model_files import Release
 from glm_jax.layouts import parameters
+from glm_jax.layouts.safetensors_files import SafetensorsFiles
+from glm_jax.layouts.sources import ArraySource
+from glm_jax.model.decoding import DecodingOptions, Filler
 from glm_jax.tokenizer import Tokenizer
 
 TEXTS = {
@@ -38,6 +43,7 @@ FILES = [
     "generation_config.json",
     "model.safetensors",
     "modeling_glm_jax.py",
+    "sha256sums.txt",
     "special_tokens_map.json",
     "tokenizer.json",
     "tokenizer.model",
@@ -65,9 +71,21 @@ def _params(config: ModelConfig) -> dict:
     return parameters.unflatten(flat)
 
 
+def _export(config, params, tokenizer, out, *, dtype="float32", layout="glm_jax", **options):
+    release = Release(layouts.find_layout(layout), config, tokenizer, None, dtype)
+    source = ArraySource(config, parameters.flatten(params))
+    return export.export_model(release, source, out, **options)
+
+
+def _verify(config, params, tokenizer, out, lengths, dtype="float32"):
+    release = Release(layouts.find_layout("glm_jax"), config, tokenizer, None, dtype)
+    source = ArraySource(config, parameters.flatten(params))
+    return verification.verify(release, source, out, lengths)
+
+
 def test_the_folder_is_complete(tokenizer, tmp_path):
     out = tmp_path / "deep" / "out"
-    export.export_model(LEARNED, _params(LEARNED), tokenizer, out)
+    _export(LEARNED, _params(LEARNED), tokenizer, out)
     assert sorted(path.name for path in out.iterdir()) == FILES
     assert [path.name for path in out.parent.iterdir()] == ["out"]
 
@@ -81,22 +99,24 @@ def test_the_folder_is_complete(tokenizer, tmp_path):
     assert set(range(380, 512)) < set(generation["suppress_tokens"])
     assert not {special.eop, special.eos} & set(generation["suppress_tokens"])
     card = (out / "README.md").read_text()
-    for phrase in ("- en\n- zh", "runs the Python files", "| GELU | tanh", "380 tokens; 512"):
+    phrases = "- en\n- zh", "runs the Python files", "| activation | gelu_tanh", "380 tokens; 512"
+    for phrase in phrases:
         assert phrase in card
 
 
 @pytest.mark.parametrize("size", ["5GB", "30KB"])
 def test_the_weights_come_back(tokenizer, tmp_path, size):
     params = _params(ROTARY)
-    export.export_model(ROTARY, params, tokenizer, tmp_path / "out", max_shard_size=size)
-    back = parameters.flatten(layouts.load_params("glm_jax", tmp_path / "out", ROTARY))
+    _export(ROTARY, params, tokenizer, tmp_path / "out", max_shard_size=size)
+    tensors = SafetensorsFiles(tmp_path / "out")
+    back = parameters.flatten(layouts.load_params("glm_jax", tensors, ROTARY))
     for name, array in parameters.flatten(params).items():
         np.testing.assert_array_equal(back[name], array, err_msg=name)
 
 
 def test_weights_in_bfloat16(tokenizer, tmp_path):
     params = _params(LEARNED)
-    export.export_model(LEARNED, params, tokenizer, tmp_path / "out", dtype="bfloat16")
+    _export(LEARNED, params, tokenizer, tmp_path / "out", dtype="bfloat16")
     assert json.loads((tmp_path / "out" / "config.json").read_text())["torch_dtype"] == "bfloat16"
     with safe_open(tmp_path / "out" / "model.safetensors", "numpy") as file:
         assert file.metadata() == {"format": "pt"}
@@ -110,44 +130,44 @@ def test_only_an_earlier_export_is_replaced(tokenizer, tmp_path):
     params = _params(LEARNED)
     foreign = tmp_path / "foreign"
     foreign.mkdir()
-    export.export_model(LEARNED, params, tokenizer, foreign)  # empty: nothing is lost
+    _export(LEARNED, params, tokenizer, foreign)  # empty: nothing is lost
     with pytest.raises(UserError, match="--overwrite replaces it"):
-        export.export_model(LEARNED, params, tokenizer, foreign)
+        _export(LEARNED, params, tokenizer, foreign)
     (foreign / "stale.txt").write_text("")
-    export.export_model(LEARNED, params, tokenizer, foreign, overwrite=True)
+    _export(LEARNED, params, tokenizer, foreign, overwrite=True)
     assert sorted(path.name for path in foreign.iterdir()) == FILES
 
     other = tmp_path / "other"
     other.mkdir()
     (other / "thesis.tex").write_text("")
     with pytest.raises(UserError, match="is not an export"):
-        export.export_model(LEARNED, params, tokenizer, other, overwrite=True)
+        _export(LEARNED, params, tokenizer, other, overwrite=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["foreign", "other"]
 
 
 def test_a_failed_export_leaves_the_earlier_one(tokenizer, tmp_path):
     params = _params(LEARNED)
     out = tmp_path / "out"
-    export.export_model(LEARNED, params, tokenizer, out)
+    _export(LEARNED, params, tokenizer, out)
     before = (out / "model.safetensors").read_bytes()
     del params["final_norm"]
     with pytest.raises(UserError, match="final_norm/bias, final_norm/scale"):
-        export.export_model(LEARNED, params, tokenizer, out, overwrite=True)
+        _export(LEARNED, params, tokenizer, out, overwrite=True)
     assert (out / "model.safetensors").read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     (tmp_path / ".out.incomplete").mkdir()  # what a killed export leaves
-    export.export_model(LEARNED, _params(LEARNED), tokenizer, out, overwrite=True)
+    _export(LEARNED, _params(LEARNED), tokenizer, out, overwrite=True)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_without_torch_verify_is_one_line(monkeypatch):
-    monkeypatch.setattr(export.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(verification.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"needs torch and transformers: pip install"):
-        export.check_torch()
+        verification.check_torch()
 
 
 def test_random_rows_are_blank_infilling_with_padding():
-    rows = export.random_rows(LEARNED, 33)
+    rows = verification.random_rows(LEARNED, 33)
     assert rows.tokens.shape == (4, 33)
     special = tokenizers.SpecialTokens()
     blanks = (rows.tokens == special.mask).sum(1)
@@ -172,33 +192,37 @@ def torch():
 )
 def test_torch_agrees_with_jax(tokenizer, tmp_path, config, dtype, torch):
     params = _params(config)
-    export.export_model(config, params, tokenizer, tmp_path / "out", dtype=dtype)
-    checks = export.verify(config, params, tokenizer, tmp_path / "out", [8, 33, 64], dtype)
-    assert [check.case for check in checks] == ["8 slots", "33 slots", "64 slots", "greedy answers"]
+    _export(config, params, tokenizer, tmp_path / "out", dtype=dtype)
+    checks = _verify(config, params, tokenizer, tmp_path / "out", [8, 33, 64], dtype)
+    cases = ["parameters read back", "8 slots", "33 slots", "64 slots", "greedy answers"]
+    assert [check.case for check in checks] == cases
     assert all(check.passed for check in checks), checks
-    assert max(check.difference for check in checks[:-1]) < 2e-5
+    assert max(check.difference for check in checks[1:-1]) < 2e-5
     assert checks[-1].total > 20
 
 
 @pytest.mark.torch
 def test_verify_notices_other_weights(tokenizer, tmp_path, torch):
     params = _params(LEARNED)
-    export.export_model(LEARNED, params, tokenizer, tmp_path / "out")
+    _export(LEARNED, params, tokenizer, tmp_path / "out")
     params["layers"]["mlp"]["up"]["bias"] = params["layers"]["mlp"]["up"]["bias"] + 0.01
-    checks = export.verify(LEARNED, params, tokenizer, tmp_path / "out", [33])
-    assert not checks[0].passed
+    checks = _verify(LEARNED, params, tokenizer, tmp_path / "out", [33])
+    assert not any(check.passed for check in checks[:2])
 
 
 @pytest.fixture
 def run(tokenizer, tmp_path, monkeypatch):
     """A run's folder whose checkpoint is `_params(LEARNED)` at step 7."""
     shutil.copytree(tokenizer.dir, tmp_path / "run" / "tokenizer")
-    config = Config(model=LEARNED, data=DataConfig(seq_length=48))
-    monkeypatch.setattr(export, "load_params", lambda *_, **__: (config, _params(LEARNED), 7))
+    (tmp_path / "run" / "checkpoints").mkdir()
+    (tmp_path / "run" / "config.json").write_text("{}")
+    config, params = Config(model=LEARNED, data=DataConfig(seq_length=48)), _params(LEARNED)
+    opened = (config, parameters.flatten(params), 7)
+    monkeypatch.setattr(export, "open_params", lambda *_, **__: opened)
     return tmp_path / "run"
 
 
-def _main(**values) -> None:
+def run_export(**values) -> None:
     others = set(flags.FLAGS)
     export.define_flags()
     try:
@@ -212,25 +236,26 @@ def _main(**values) -> None:
 @pytest.mark.torch
 def test_the_command_prints_a_table_and_its_verdict(run, tmp_path, capsys, monkeypatch, torch):
     out = tmp_path / "out"
-    _main(**{"from": str(run), "out": str(out), "verify": True})
+    run_export(**{"from": str(run), "out": str(out), "verify": True})
     printed = capsys.readouterr().out
-    assert f"step 7 of {run} is in {out}" in printed.replace("\n", "")
+    assert f"step 7 of {run}\n" in printed
+    assert f"{run} is in {out} as layout glm_jax, float32" in printed
     assert [word for word in ("8 slots", "33 slots", "48 slots", "greedy") if word in printed]
-    assert printed.count("ok") == 4
+    assert printed.count("ok") == 5
 
-    monkeypatch.setattr(export, "TOLERANCE", 1e-12)
+    monkeypatch.setattr(verification, "TOLERANCE", 1e-12)
     with pytest.raises(SystemExit) as stopped:
-        _main(**{"from": str(run), "out": str(out), "verify": True, "overwrite": True})
+        run_export(**{"from": str(run), "out": str(out), "verify": True, "overwrite": True})
     assert stopped.value.code == 1
     assert "differs" in capsys.readouterr().out
 
 
 def test_the_command_refuses_before_it_reads_weights(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(export, "load_params", None)
+    monkeypatch.setattr(export, "open_params", None)
     with pytest.raises(UserError, match="--from is required"):
-        _main()
+        run_export()
     with pytest.raises(UserError, match="is not an export"):
-        _main(**{"from": str(run), "out": str(run)})
+        run_export(**{"from": str(run), "out": str(run)})
 
 
 FRESH_PROCESS = """
@@ -267,7 +292,7 @@ assert not {"glm_jax", "jax"} & {name.split(".")[0] for name in sys.modules}
 def test_a_fresh_process_needs_torch_and_transformers_only(tokenizer, tmp_path, torch):
     out = tmp_path / "out"
     params = _params(LEARNED)
-    export.export_model(LEARNED, params, tokenizer, out, max_shard_size="30KB")
+    _export(LEARNED, params, tokenizer, out, max_shard_size="30KB")
     ran = subprocess.run(
         [sys.executable, "-I", "-c", FRESH_PROCESS, str(out), str(tmp_path / "copy")],
         cwd=tmp_path,
@@ -279,7 +304,7 @@ def test_a_fresh_process_needs_torch_and_transformers_only(tokenizer, tmp_path, 
     )
     assert ran.returncode == 0, ran.stderr
     config = dataclasses.replace(LEARNED, dtype="float32")
-    filled = export.Filler(config, params, tokenizer).fill(
-        ["The [MASK] sat on [MASK]."], export.DecodingOptions(4)
+    filled = Filler(config, params, tokenizer).fill(
+        ["The [MASK] sat on [MASK]."], DecodingOptions(4)
     )[0]
     assert json.loads(ran.stdout.splitlines()[-1]) == filled.token_ids

@@ -16,7 +16,7 @@ from glm_jax.documents import numbered_lines
 from glm_jax.errors import UserError
 from glm_jax.model.decoding import DecodingOptions, Draw, Filler
 from glm_jax.tokenizer import Tokenizer
-from glm_jax.training.checkpoint import load_params
+from glm_jax.training.trained_params import load_params
 
 TEXTS = ["Gold is [MASK].", "水的颜色是[MASK]，[MASK]。", "One two three [gMASK]"]
 SAMPLED = {"temperature": 1.0, "top_p": 0.9, "seed": 3, "max_new_tokens": 4}

@@ -7,7 +7,7 @@ import pytest
 from commands import run_command
 
 PACKAGE = Path(__file__).resolve().parent.parent / "glm_jax"
-BASE = {"errors", "batch", "config"}
+BASE = {"errors", "batch", "config", "config_checks"}
 TEXT = BASE | {"tokenizer", "language", "documents"}
 ALLOWED = {
     "errors": set(),
@@ -29,7 +29,7 @@ ALLOWED = {
     "reporting": BASE | {"language", "training"},
     "tasks": TEXT | {"model", "parallel"},
     "layouts": BASE | {"model"},
-    "hub": BASE | {"tokenizer", "layouts"},
+    "hub": TEXT | {"layouts", "model", "objective"},
     "almanac": BASE | {"cli", "folders", "language"},
 }
 VERBS = {"prepare", "train", "evaluate", "fill", "export", "report"}

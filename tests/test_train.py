@@ -12,7 +12,7 @@ from training.samples import changed
 from glm_jax import train
 from glm_jax.config import Config
 from glm_jax.errors import UserError
-from glm_jax.training.checkpoint import load_params
+from glm_jax.training.trained_params import load_params
 
 
 def run(config: Config, workdir: Path, num_devices: int = 1):

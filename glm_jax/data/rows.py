@@ -97,6 +97,7 @@ class Rows:
             blanks,
             mask_id=_mask_id(kind.objective, self._special),
             special=self._special,
+            model=self._config.model,
         )
         return infill.pack(
             [samples],

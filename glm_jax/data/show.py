@@ -34,12 +34,13 @@ def show_row(index: int, row: Batch, source_names: list[str], tokenizer: Tokeniz
 
 
 def _show_text(sample: Batch, tokenizer: Tokenizer) -> Text:
-    answers = _answers(sample, tokenizer)
     context = sample.tokens[sample.block_position == 0]
     names = {getattr(tokenizer.special, name): name for name in ("mask", "smask", "gmask")}
+    blanks = np.flatnonzero(np.isin(context, list(names)))
+    answers = _answers(sample, blanks, tokenizer)
     text = Text()
     start = 0
-    for place in np.flatnonzero(np.isin(context, list(names))):
+    for place in blanks:
         text.append(tokenizer.decode(context[start:place]))
         order, answer = answers[int(place)]
         text.append(f"[{tokenizer.pieces[context[place]].strip('[]')}:{order}=", _BLANK)
@@ -50,11 +51,16 @@ def _show_text(sample: Batch, tokenizer: Tokenizer) -> Text:
     return text
 
 
-def _answers(sample: Batch, tokenizer: Tokenizer) -> dict[int, tuple[int, str]]:
-    """Place of a mask token in Part A -> when its span is written, from 1 on, and the span."""
+def _answers(sample: Batch, blanks: np.ndarray, tokenizer: Tokenizer) -> dict[int, tuple[int, str]]:
+    """Place of a mask token in Part A -> when its span is written, from 1 on, and the span.
+
+    A span whose position is none of the `blanks` counts slots: those are written in their order.
+    """
     starts = np.flatnonzero(sample.block_position == 1)
     ends = np.append(starts, len(sample.tokens))[1:]
+    places = sample.position[starts]
+    places = places if np.isin(places, blanks).all() else blanks
     return {
-        int(sample.position[start]): (order, tokenizer.decode(sample.targets[start:end]))
-        for order, (start, end) in enumerate(zip(starts, ends, strict=True), 1)
+        int(place): (order, tokenizer.decode(sample.targets[start:end]))
+        for order, (place, start, end) in enumerate(zip(places, starts, ends, strict=True), 1)
     }

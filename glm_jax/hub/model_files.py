@@ -1,110 +1,123 @@
-"""The files beside the weights: config, generation config, model code and model card."""
+"""The files beside the weights: config, generation config and model code."""
 
 import importlib.resources
 import json
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, NamedTuple
 
-import huggingface_hub
-
+import glm_jax
 from glm_jax.config import ModelConfig
+from glm_jax.errors import UserError
+from glm_jax.hub.origin import Origin
+from glm_jax.layouts.table import Layout
 from glm_jax.tokenizer import Tokenizer
 
 MODEL_CODE = ("configuration_glm_jax.py", "blanks_glm_jax.py", "modeling_glm_jax.py")
-MODEL_TYPE = "glm_jax_infilling"
-_HIDDEN_ACT = {"gelu_tanh": "gelu_pytorch_tanh", "gelu": "gelu"}
-_MODEL_CLASS = "modeling_glm_jax.GLMJaxForBlankInfilling"
+
+EXPORTED_BY = "glm_jax_version"
+"""The field of config.json that marks an export of this program."""
+
+_CODE_FIELDS = ("auto_map", "architectures")
+_GENERATION_CONFIG = "generation_config.json"
 
 
-def write_model_files(config: ModelConfig, tokenizer: Tokenizer, out: Path, dtype: str) -> None:
-    """Writes config.json, generation_config.json, the model code and README.md into `out`."""
-    _write_json(out / "config.json", hub_config(config, tokenizer, dtype))
-    _write_json(out / "generation_config.json", _generation_config(config, tokenizer))
-    for name in MODEL_CODE:
-        (out / name).write_bytes(_package_file(name))
-    _model_card(config, tokenizer, dtype).save(out / "README.md")
+class Release(NamedTuple):
+    """An export: which model, in which layout, with which tokens, from where.
+
+    Attributes:
+      tokenizer: None where the tokenizer files of the origin are carried on as they are.
+      origin: None for a model trained from fresh parameters.
+      dtype: of the weights.
+    """
+
+    layout: Layout
+    config: ModelConfig
+    tokenizer: Tokenizer | None
+    origin: Origin | None
+    dtype: str
+
+    @property
+    def same_layout(self) -> bool:
+        return self.origin is not None and self.origin.layout == self.layout.name
 
 
-def hub_config(config: ModelConfig, tokenizer: Tokenizer, dtype: str) -> dict:
-    """`config.json`: arguments of GLMJaxConfig, and where its classes are."""
-    special = tokenizer.special
-    return {
-        "architectures": ["GLMJaxForBlankInfilling"],
-        "auto_map": {
-            "AutoConfig": "configuration_glm_jax.GLMJaxConfig",
-            "AutoModel": "modeling_glm_jax.GLMJaxModel",
-            "AutoModelForSeq2SeqLM": _MODEL_CLASS,
-            "AutoModelForCausalLM": _MODEL_CLASS,
-        },
-        "model_type": MODEL_TYPE,
-        "vocab_size": config.vocab_size,
-        "tokenizer_vocab_size": tokenizer.vocab_size,
-        "hidden_size": config.hidden_dim,
-        "num_hidden_layers": config.num_layers,
-        "num_attention_heads": config.num_heads,
-        "intermediate_size": config.mlp_dim,
-        "max_position_embeddings": config.max_positions,
-        "position_type": config.position,
-        "rope_base": config.rope_base,
-        "residual_type": config.residual,
-        "deepnorm_alpha": config.residual_scale if config.residual == "deepnorm" else 0.0,
-        "hidden_act": _HIDDEN_ACT[config.activation],
-        "layer_norm_eps": config.norm_eps,
-        "embedding_dropout": config.embedding_dropout,
-        "output_dropout": config.output_dropout,
-        "initializer_range": config.init_std,
-        "tie_word_embeddings": config.tie_embeddings,
-        "pad_token_id": special.pad,
-        "eos_token_id": special.eos,
-        "cls_token_id": special.cls,
-        "mask_token_ids": [special.mask, special.smask, special.gmask],
-        "sop_token_id": special.sop,
-        "eop_token_id": special.eop,
-        "torch_dtype": dtype,  # the name that transformers 4.x knows; 5.x reads it too
-    }
+def write_model_files(release: Release, out: Path) -> None:
+    """Writes config.json, generation_config.json and the model code into `out`.
+
+    Raises:
+      UserError: the special tokens are not known, and the layout needs them.
+    """
+    _write_json(out / "config.json", hub_config(release))
+    if release.tokenizer is not None:
+        _write_json(out / _GENERATION_CONFIG, _generation_config(release))
+    elif (release.origin.folder / _GENERATION_CONFIG).exists():
+        shutil.copyfile(release.origin.folder / _GENERATION_CONFIG, out / _GENERATION_CONFIG)
+    if release.layout.name == "glm_jax":
+        for name in MODEL_CODE:
+            (out / name).write_bytes(package_file(name))
+    elif release.same_layout:
+        for path in release.origin.model_code:
+            shutil.copyfile(path, out / path.name)
 
 
-def _generation_config(config: ModelConfig, tokenizer: Tokenizer) -> dict:
-    special = tokenizer.special
-    stops = [special.eop, special.eos]
-    padding = range(tokenizer.vocab_size, config.vocab_size)
-    never = sorted({*tokenizer.control_ids.tolist(), *padding} - set(stops))
+def hub_config(release: Release) -> dict[str, Any]:
+    """`config.json`: architecture, special tokens, dtype; what the origin had of its own stays."""
+    written = release.layout.write_config(release.config)
+    if release.same_layout and release.origin.hub_config is not None:
+        own = release.origin.hub_config
+        written = {**own, **written, **{k: own[k] for k in _CODE_FIELDS if k in own}}
+    written |= token_ids(release)
+    written.pop("dtype", None)
+    # The name that transformers 4.x knows, too.
+    return written | {"torch_dtype": release.dtype, EXPORTED_BY: glm_jax.__version__}
+
+
+def token_ids(release: Release) -> dict[str, Any]:
+    """The special tokens as the layout's config.json names them."""
+    if release.tokenizer is None:
+        return _token_ids_of_origin(release)
+    special = release.tokenizer.special
+    ids = {key: getattr(special, field) for key, field in release.layout.token_ids.items()}
+    if release.layout.name == "glm_jax":
+        ids["mask_token_ids"] = [special.mask, special.smask, special.gmask]
+        ids["tokenizer_vocab_size"] = release.tokenizer.vocab_size
+    return ids
+
+
+def _token_ids_of_origin(release: Release) -> dict[str, Any]:
+    theirs: Mapping[str, Any] = release.origin.hub_config or {}
+    keys = [*release.layout.token_ids]
+    if release.layout.name == "glm_jax":
+        keys += ["mask_token_ids", "tokenizer_vocab_size"]
+        missing = [key for key in keys if key not in theirs]
+        if missing:
+            raise UserError(
+                f"layout glm_jax needs the special tokens of {release.origin.folder}: make a "
+                "tokenizer of its files with tokenizers/convert.py and name it with --tokenizer"
+            )
+    # Null where the origin says nothing: a class's own default may lie outside the vocabulary.
+    return {key: theirs.get(key) for key in keys}
+
+
+def _generation_config(release: Release) -> dict[str, Any]:
+    special, size = release.tokenizer.special, release.tokenizer.vocab_size
+    stops = list(dict.fromkeys((special.eop, special.eos)))
+    padding = range(size, release.config.vocab_size)
+    never = sorted({*release.tokenizer.control_ids.tolist(), *padding} - set(stops))
     return {
         "eos_token_id": stops,
         "pad_token_id": special.pad,
         "suppress_tokens": never,
-        "max_new_tokens": min(64, config.max_positions),
+        "max_new_tokens": min(64, release.config.max_positions),
     }
 
 
-def _model_card(config: ModelConfig, tokenizer: Tokenizer, dtype: str) -> huggingface_hub.ModelCard:
-    data = huggingface_hub.ModelCardData(
-        language=["en", "zh"],
-        library_name="transformers",
-        pipeline_tag="text-generation",
-        tags=["glm", "blank-infilling", "custom_code"],
-    )
-    gelu = "tanh" if config.activation == "gelu_tanh" else "erf"
-    template = _package_file("model_card.md").decode()
-    return huggingface_hub.ModelCard(
-        template.format(
-            metadata=data.to_yaml(),
-            layers=config.num_layers,
-            width=config.hidden_dim,
-            position="learned" if config.position == "learned_2d" else "rotary",
-            max_positions=config.max_positions,
-            residual="pre-LN" if config.residual == "pre" else "DeepNorm",
-            gelu=gelu,
-            dtype=dtype,
-            tokenizer_size=tokenizer.vocab_size,
-            vocab_size=config.vocab_size,
-            fingerprint=tokenizer.fingerprint,
-        )
-    )
-
-
-def _package_file(name: str) -> bytes:
+def package_file(name: str) -> bytes:
+    """A file of this package."""
     return (importlib.resources.files("glm_jax.hub") / name).read_bytes()
 
 
 def _write_json(path: Path, value: dict) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n")
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

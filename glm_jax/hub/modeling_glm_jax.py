@@ -1,9 +1,10 @@
 """GLM blank infilling in PyTorch: the same function as glm_jax computes in JAX.
 
 A text has blanks: [MASK] (a few words), [sMASK] (a sentence), [gMASK] (anything). The text with its
-blanks is the context (Part A), read in both directions. Each answer follows as `<sop> s1 .. sk`
-(Part B), read left to right, and predicts `s1 .. sk <eop>`. Every token has two positions: its
-index in the context, or that of its blank; and 0 in the context, or 1, 2, .. inside an answer.
+blanks is the context (Part A), read in both directions or, where the config says so, causally. Each
+answer follows as `<sop> s1 .. sk` (Part B), read left to right, and predicts `s1 .. sk <eop>`.
+Every token has two positions: its index in the context, or that of its blank (by `span_position`:
+or its place in the row); and 0 in the context, or 1, 2, .. inside an answer.
 
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     model = AutoModelForSeq2SeqLM.from_pretrained(folder, trust_remote_code=True)
@@ -18,57 +19,100 @@ from transformers import DynamicCache, GenerationMixin, PreTrainedModel
 from transformers.activations import ACT2FN
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
-from .blanks_glm_jax import Row, blank_positions, default_key_ranges, left_padded
+from .blanks_glm_jax import (
+    Row,
+    blank_positions,
+    default_attention_mask,
+    default_key_ranges,
+    has_open_answer,
+    left_padded,
+    position_step,
+)
 from .configuration_glm_jax import GLMJaxConfig
 
 _TIED = {"lm_head.weight": "model.embed_tokens.weight"}
 
 
-def rope_2d(position_ids, head_dim, base, dtype):
-    """Rotary angles of heads whose halves turn with the two positions (ChatGLM-6B).
+def rotary_angles(config, position_ids, dtype):
+    """Angles of the dimensions of a head that turn.
+
+    "rope_1d" turns the first `rope_fraction` of a head with the position; "rope_2d" its first half
+    with the position and its second half with the block position (ChatGLM-6B).
 
     Args:
       position_ids: int64 [B, 2, T].
       dtype: of the activations; angles are float32, or float64 for float64 models.
 
     Returns:
-      cos, sin: `dtype` [B, 1, T, 2, head_dim / 4].
+      cos, sin: `dtype` [B, 1, T, G, n / 2] for G positions that turn n dimensions each.
     """
     wide = torch.promote_types(dtype, torch.float32)
-    half = head_dim // 2
-    exponent = torch.arange(0, half, 2, dtype=wide, device=position_ids.device) / half
-    coordinates = position_ids.transpose(1, 2).to(wide)
-    angle = (coordinates[..., None] * base**-exponent)[:, None]
-    return angle.cos().to(dtype), angle.sin().to(dtype)
+    head_dim = config.hidden_size // config.num_attention_heads
+    if config.position_type == "rope_2d":
+        coordinates, turned = position_ids, head_dim // 2
+    else:
+        coordinates, turned = position_ids[:, :1], round(head_dim * config.rope_fraction)
+    exponent = torch.arange(0, turned, 2, dtype=wide, device=position_ids.device) / turned
+    angle = coordinates.transpose(1, 2)[..., None].to(wide) * config.rope_base**-exponent
+    return angle[:, None].cos().to(dtype), angle[:, None].sin().to(dtype)
 
 
-def rotate(x, cos, sin):
-    """Rotates heads [B, H, T, d] by the angles of `rope_2d`, pairing i with i + d/4 in a half."""
-    first, second = x.unflatten(-1, (2, 2, -1)).unbind(-2)
-    turned = [first * cos - second * sin, second * cos + first * sin]
-    return torch.stack(turned, dim=-2).flatten(-3)
+def rotate(x, cos, sin, interleaved):
+    """Turns the first dimensions of heads [B, H, T, d] by `rotary_angles`; the rest stays."""
+    groups, pairs = cos.shape[-2:]
+    turned = 2 * groups * pairs
+    turning, rest = x[..., :turned], x[..., turned:]
+    # The pair of a dimension is its neighbour, or half a group away.
+    split, axis = ((pairs, 2), -1) if interleaved else ((2, pairs), -2)
+    first, second = turning.unflatten(-1, (groups, *split)).unbind(axis)
+    parts = [first * cos - second * sin, second * cos + first * sin]
+    return torch.cat([torch.stack(parts, dim=axis).flatten(-3), rest], dim=-1)
+
+
+class GLMJaxRMSNorm(nn.Module):
+    """Root-mean-square normalisation in float32 or wider; the weight counts before the cast."""
+
+    def __init__(self, size, eps):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x):
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        normed = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
+        return (normed * self.weight).to(x.dtype)
+
+
+def make_norm(config):
+    kind = {"layernorm": nn.LayerNorm, "rmsnorm": GLMJaxRMSNorm}[config.norm_type]
+    return kind(config.hidden_size, eps=config.layer_norm_eps)
 
 
 class GLMJaxAttention(nn.Module):
+    """Attention in which groups of query heads share a head of keys and values."""
+
     def __init__(self, config, layer_index):
         super().__init__()
         self.layer_index = layer_index
-        self.num_heads = config.num_attention_heads
-        width = config.hidden_size
-        self.q_proj = nn.Linear(width, width)
-        self.k_proj = nn.Linear(width, width)
-        self.v_proj = nn.Linear(width, width)
-        self.o_proj = _onto_residual(nn.Linear(width, width))
+        width, self.head_dim = config.hidden_size, config.hidden_size // config.num_attention_heads
+        shared = config.num_key_value_heads * self.head_dim
+        self.queries_per_key = config.num_attention_heads // config.num_key_value_heads
+        self.interleaved = config.rope_layout == "interleaved"
+        self.q_proj = nn.Linear(width, width, bias=config.qkv_bias)
+        self.k_proj = nn.Linear(width, shared, bias=config.qkv_bias)
+        self.v_proj = nn.Linear(width, shared, bias=config.qkv_bias)
+        self.o_proj = _onto_residual(nn.Linear(width, width, bias=config.linear_bias))
 
     def forward(self, x, visible, rope, cache):
         query, key, value = (
-            project(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+            project(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
             for project in (self.q_proj, self.k_proj, self.v_proj)
         )
         if rope is not None:
-            query, key = rotate(query, *rope), rotate(key, *rope)
+            query, key = (rotate(x, *rope, self.interleaved) for x in (query, key))
         if cache is not None:
             key, value = cache.update(key, value, self.layer_index)
+        key, value = (_repeat_heads(x, self.queries_per_key) for x in (key, value))
         # A padding query sees nothing. It gets every key, so that its softmax exists, and a zero.
         sees_nothing = ~visible.any(-1, keepdim=True)
         x = F.scaled_dot_product_attention(query, key, value, attn_mask=visible | sees_nothing)
@@ -77,34 +121,44 @@ class GLMJaxAttention(nn.Module):
 
 
 class GLMJaxMLP(nn.Module):
+    """down(act(up(x))), or down(act(gate(x)) * up(x)) where it is gated."""
+
     def __init__(self, config):
         super().__init__()
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size)
+        width, inner, bias = config.hidden_size, config.intermediate_size, config.linear_bias
+        self.gate_proj = nn.Linear(width, inner, bias=bias) if config.gated_mlp else None
+        self.up_proj = nn.Linear(width, inner, bias=bias)
         self.activation = ACT2FN[config.hidden_act]
-        self.down_proj = _onto_residual(nn.Linear(config.intermediate_size, config.hidden_size))
+        self.down_proj = _onto_residual(nn.Linear(inner, width, bias=bias))
 
     def forward(self, x):
-        return self.down_proj(self.activation(self.up_proj(x)))
+        if self.gate_proj is None:
+            return self.down_proj(self.activation(self.up_proj(x)))
+        return self.down_proj(self.activation(self.gate_proj(x)) * self.up_proj(x))
 
 
 class GLMJaxLayer(nn.Module):
-    """x + f(LN(x)) twice, or alpha * LN(x) + f(LN(x)) for DeepNorm."""
+    """Attention and mlp with one of the three residuals that GLMJaxConfig describes."""
 
     def __init__(self, config, layer_index):
         super().__init__()
-        self.input_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        is_sandwich = config.residual_type == "sandwich"
+        self.input_layernorm = make_norm(config)
         self.self_attn = GLMJaxAttention(config, layer_index)
-        self.post_attention_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.post_self_attn_layernorm = make_norm(config) if is_sandwich else nn.Identity()
+        self.post_attention_layernorm = make_norm(config)
         self.mlp = GLMJaxMLP(config)
+        self.post_mlp_layernorm = make_norm(config) if is_sandwich else nn.Identity()
         self.dropout = nn.Dropout(config.output_dropout)
         self.alpha = config.deepnorm_alpha if config.residual_type == "deepnorm" else None
 
     def forward(self, x, visible, rope, cache):
         normed = self.input_layernorm(x)
         attended = self.self_attn(normed, visible, rope, cache)
-        x = self.residual(x, normed) + self.dropout(attended)
+        x = self.residual(x, normed) + self.dropout(self.post_self_attn_layernorm(attended))
         normed = self.post_attention_layernorm(x)
-        return self.residual(x, normed) + self.dropout(self.mlp(normed))
+        out = self.post_mlp_layernorm(self.mlp(normed))
+        return self.residual(x, normed) + self.dropout(out)
 
     def residual(self, x, normed):
         return x if self.alpha is None else self.alpha * normed
@@ -130,6 +184,8 @@ class GLMJaxPreTrainedModel(PreTrainedModel):
         elif isinstance(module, nn.LayerNorm):
             nn.init.ones_(module.weight)
             nn.init.zeros_(module.bias)
+        elif isinstance(module, GLMJaxRMSNorm):
+            nn.init.ones_(module.weight)
 
 
 class GLMJaxModel(GLMJaxPreTrainedModel):
@@ -144,7 +200,7 @@ class GLMJaxModel(GLMJaxPreTrainedModel):
             self.embed_block_positions = nn.Embedding(rows, config.hidden_size)
         self.dropout = nn.Dropout(config.embedding_dropout)
         self.layers = nn.ModuleList(GLMJaxLayer(config, i) for i in range(config.num_hidden_layers))
-        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.norm = make_norm(config)
         self.post_init()
 
     def get_input_embeddings(self):
@@ -168,7 +224,8 @@ class GLMJaxModel(GLMJaxPreTrainedModel):
 
         Args:
           input_ids: [B, T], the tokens after those in `past_key_values`.
-          attention_mask: [B, cached + T], 0 hides a key; without it <pad> is hidden.
+          attention_mask: [B, cached + T], 0 hides a key. Without it <pad> is hidden, unless it is
+            also the end of a document (or there is none): padded rows then need the mask.
           position_ids: [B, 2, T] position and block position. Needed after a cache; otherwise the
             default is `blank_positions`: answers in the order of the blanks.
           kv_start, kv_end: [B, T] key ranges, such as those of packed rows, counted from the first
@@ -176,7 +233,7 @@ class GLMJaxModel(GLMJaxPreTrainedModel):
         """
         num_cached = 0 if past_key_values is None else past_key_values.get_seq_length()
         if attention_mask is None and num_cached == 0:
-            attention_mask = input_ids != self.config.pad_token_id
+            attention_mask = default_attention_mask(input_ids, self.config)
         elif attention_mask is None:
             attention_mask = input_ids.new_ones(len(input_ids), num_cached + input_ids.shape[1])
         valid = attention_mask.bool()
@@ -208,8 +265,7 @@ class GLMJaxModel(GLMJaxPreTrainedModel):
             position, block_position = position_ids.unbind(1)
             x = x + self.embed_positions(position) + self.embed_block_positions(block_position)
             return self.dropout(x), None
-        head_dim = self.config.hidden_size // self.config.num_attention_heads
-        return self.dropout(x), rope_2d(position_ids, head_dim, self.config.rope_base, x.dtype)
+        return self.dropout(x), rotary_angles(self.config, position_ids, x.dtype)
 
 
 class GLMJaxForBlankInfilling(GLMJaxPreTrainedModel, GenerationMixin):
@@ -282,12 +338,15 @@ class GLMJaxForBlankInfilling(GLMJaxPreTrainedModel, GenerationMixin):
         A row is `[CLS] text </s>` with one or several blanks, padded on either side; `<sop>` is
         appended, which asks for the first blank. A row that ends in an open answer (`text </s>
         <sop> .. <sop>`) asks for the next one; see `fill_blanks`. As in GLM, `</s>` is not
-        read after a final [gMASK], where the text goes on.
+        read after a final [gMASK], where the text goes on. Rows whose blanks all have an answer,
+        and texts without blanks if the context is causal, go on where they end; where they differ
+        in length they are padded on the left.
 
         Args:
           inputs: [B, T] ids, also as `input_ids`.
-          attention_mask: [B, T]; without it <pad> is hidden.
-          position_ids: [B, 2, T], for rows that end in <sop> and answer blanks in another order.
+          attention_mask: [B, T]; without it see `GLMJaxModel.forward`.
+          position_ids: [B, 2, T], for rows that go on where they end and answer blanks in another
+            order.
           **kwargs: those of `GenerationMixin.generate`.
 
         Returns:
@@ -299,21 +358,27 @@ class GLMJaxForBlankInfilling(GLMJaxPreTrainedModel, GenerationMixin):
         config = self.config
         input_ids = kwargs.pop("input_ids") if inputs is None else inputs
         if attention_mask is None:
-            attention_mask = (input_ids != config.pad_token_id).long()
-        if not (input_ids[:, -1] == config.sop_token_id).all():
+            attention_mask = default_attention_mask(input_ids, config)
+        if not has_open_answer(input_ids, attention_mask.bool(), config).all():
             attention_mask = self._without_eos_after_gmask(input_ids, attention_mask)
             input_ids = F.pad(input_ids, (0, 1), value=config.sop_token_id)
             attention_mask = F.pad(attention_mask, (0, 1), value=1)
         if position_ids is None:
             position_ids = blank_positions(input_ids, attention_mask.bool(), config)
-        limit = config.max_position_embeddings
-        longest = max(int(position_ids.max()), kwargs.get("max_new_tokens") or 0)
+        step = position_step(input_ids, attention_mask.bool(), position_ids, config)
+        limit, new_tokens = config.max_position_embeddings, kwargs.get("max_new_tokens") or 0
+        last = position_ids[:, 0, -1] + new_tokens * step[:, 0]
+        longest = max(int(position_ids.max()), int(last.max()), new_tokens)
         if config.position_type == "learned_2d" and longest > limit:
             raise ValueError(
                 f"a row or an answer is longer than the {limit} positions of the model"
             )
         return super().generate(
-            input_ids, attention_mask=attention_mask, prompt_position_ids=position_ids, **kwargs
+            input_ids,
+            attention_mask=attention_mask,
+            prompt_position_ids=position_ids,
+            position_step=step,
+            **kwargs,
         )
 
     def _without_eos_after_gmask(self, input_ids, attention_mask):
@@ -330,15 +395,15 @@ class GLMJaxForBlankInfilling(GLMJaxPreTrainedModel, GenerationMixin):
         past_key_values=None,
         attention_mask=None,
         prompt_position_ids=None,
+        position_step=None,
         use_cache=None,
         **kwargs,
     ):
         # The positions go by a name of their own: transformers grows `position_ids` by one in both
         # coordinates, and takes the first axis of [B, 2, T] for something else than the batch.
         grown = input_ids.shape[1] - prompt_position_ids.shape[2]
-        step = torch.arange(1, grown + 1, device=input_ids.device)
-        position, block_position = prompt_position_ids[:, :, -1:].unbind(1)
-        answer = torch.stack([position.expand(-1, grown), block_position + step], dim=1)
+        new = torch.arange(1, grown + 1, device=input_ids.device)
+        answer = prompt_position_ids[:, :, -1:] + position_step[..., None] * new
         position_ids = torch.cat([prompt_position_ids, answer], dim=2)
         if attention_mask is None:  # transformers 5 drops one that hides nothing
             attention_mask = torch.ones_like(input_ids)
@@ -385,6 +450,11 @@ class GLMJaxForBlankInfilling(GLMJaxPreTrainedModel, GenerationMixin):
             for row, ids in zip(asked, answers, strict=True):
                 row.answer(blank, ids, stops)
         return [row.filled(tokenizer) for row in rows]
+
+
+def _repeat_heads(x, times):
+    """[B, K, T, d] -> [B, K * times, T, d], each head so many times in a row."""
+    return x.unsqueeze(2).expand(-1, -1, times, -1, -1).flatten(1, 2)
 
 
 def _onto_residual(linear):

@@ -7,38 +7,47 @@ from typing import Any
 import numpy as np
 
 from glm_jax.config import ModelConfig
-from glm_jax.errors import UserError
-from glm_jax.layouts import chatglm, glm_2021, glm_jax, parameters, table
-from glm_jax.layouts.io import TensorFiles
+from glm_jax.layouts import parameters
+from glm_jax.layouts.families import LAYOUTS, find_layout
+from glm_jax.layouts.sources import ArraySource, LayoutSource, ParamSource
+from glm_jax.layouts.table import Layout, rank_dims
+from glm_jax.layouts.tensor_writer import TensorWriter
 
-LAYOUTS = {layout.name: layout for layout in (glm_2021.LAYOUT, chatglm.LAYOUT, glm_jax.LAYOUT)}
+__all__ = ["LAYOUTS", "export_tensors", "find_layout", "load_params", "write_weights"]
 
 
 def load_params(
-    layout: str, tensors: Mapping[str, np.ndarray] | str | Path, model_config: ModelConfig
+    layout: str, tensors: Mapping[str, np.ndarray], model_config: ModelConfig
 ) -> dict[str, Any]:
-    """Reads a checkpoint of a published layout as our parameters.
+    """Reads a whole checkpoint of a published layout as our parameters.
 
     Args:
       layout: a name from LAYOUTS.
-      tensors: name -> array, or the path of a .safetensors file or of a folder of them.
-      model_config: the model the tensors belong to; nothing is guessed from the file.
+      tensors: name -> array.
+      model_config: the model the tensors belong to; nothing is guessed from them.
 
     Returns:
       Nested dict of arrays of dtype `model_config.param_dtype`.
 
     Raises:
-      UserError: unknown layout; tensors missing, left over or of the wrong shape.
+      UserError: unknown layout; tensors missing, left over, of the wrong shape or not finite.
     """
-    if not isinstance(tensors, Mapping):
-        tensors = TensorFiles(tensors)
-    return parameters.unflatten(table.to_ours(_layout(layout), tensors, model_config))
+    return read_all(LayoutSource(find_layout(layout), model_config, [tensors]))
+
+
+def read_all(source: ParamSource) -> dict[str, Any]:
+    """All parameters of a source, as a nested dict of arrays of its config's `param_dtype`."""
+    flat = {}
+    for name, shape in parameters.shapes(source.config).items():
+        flat[name] = np.empty(shape, np.dtype(source.config.param_dtype))
+        source.read(name, (slice(None),) * len(shape), flat[name])
+    return parameters.unflatten(flat)
 
 
 def export_tensors(
     layout: str, params: Mapping[str, Any], model_config: ModelConfig, dtype: Any = None
-) -> Iterator[tuple[str, np.ndarray]]:
-    """Yields (their name, array) for our parameters (nested dict), one tensor at a time.
+) -> dict[str, np.ndarray]:
+    """Their name -> array for our parameters (nested dict), all in memory.
 
     Args:
       dtype: numpy dtype to cast to; None keeps that of the parameters.
@@ -47,17 +56,56 @@ def export_tensors(
       UserError: unknown layout, a model the layout cannot hold, or parameters that are not those
         of `model_config`.
     """
-    dtype = None if dtype is None else np.dtype(dtype)
-    return table.to_theirs(_layout(layout), parameters.flatten(params), model_config, dtype)
+    found, source = find_layout(layout), ArraySource(model_config, parameters.flatten(params))
+    found.check_fits(model_config)
+    dtype = np.dtype(dtype or source.dtype("token_embedding/embedding"))
+    tensors = {k: np.empty(s, dtype) for k, s in found.tensor_shapes(model_config).items()}
+    for name, view_of, index, part in _parts(found, model_config):
+        source.read(name, index, view_of(tensors[part]))
+    return tensors
 
 
-def tensor_shapes(layout: str, model_config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Their name -> shape, in the order of `export_tensors`, without any weights."""
-    slots = _layout(layout).tensors(model_config)
-    return {name: table.their_shape(slots[name]) for name in slots}
+def write_weights(
+    layout: Layout, source: ParamSource, out: Path, dtype: np.dtype, max_shard_size: str
+) -> list[str]:
+    """Writes the safetensors files of a checkpoint, one layer of one parameter in memory.
+
+    Args:
+      out: an existing folder.
+      max_shard_size: such as "5GB".
+
+    Returns:
+      Names of the files written, with an index and checksums.
+
+    Raises:
+      UserError: the layout cannot hold the model, a value is not finite, there is no space.
+    """
+    layout.check_fits(source.config)
+    layout.check_code(source.config)
+    writer = TensorWriter(out, layout.tensor_shapes(source.config), dtype, max_shard_size)
+    for name, view_of, index, part in _parts(layout, source.config):
+        source.read(name, index, view_of(writer.tensor(part)))
+    return writer.finish()
 
 
-def _layout(name: str) -> table.Layout:
-    if name not in LAYOUTS:
-        raise UserError(f"layout must be one of {', '.join(LAYOUTS)}, got {name!r}")
-    return LAYOUTS[name]
+def _parts(layout: Layout, config: ModelConfig) -> Iterator[tuple]:
+    """For each parameter and layer: its name, its place in their tensor, its index, their name."""
+    dims, rows = rank_dims(config), {row.ours: row for row in layout.rows}
+    for name, shape in parameters.shapes(config).items():
+        row = rows[name]
+        if not row.is_stacked:
+            view_of = _view(row, shape, dims)
+            yield name, view_of, (slice(None),) * len(shape), row.theirs
+            continue
+        for layer in range(config.num_layers):
+            index = (slice(layer, layer + 1), *(slice(None),) * (len(shape) - 1))
+            view_of = _view(row, shape[1:], dims, stacked=True)
+            yield name, view_of, index, row.theirs.format(i=layer)
+
+
+def _view(row, shape, dims, *, stacked: bool = False):
+    def view_of(tensor: np.ndarray) -> np.ndarray:
+        view = row.rule.view(tensor, shape, dims)
+        return view[None] if stacked else view
+
+    return view_of

@@ -7,7 +7,7 @@ disagree.
 
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -19,13 +19,27 @@ from glm_jax.layouts import parameters
 _NAMES_SHOWN = 10
 
 
+class Dims(NamedTuple):
+    """Sizes that say where the blocks of a fused tensor lie; per rank for tensor-parallel files."""
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    mlp: int
+
+    def rows(self, axis: str) -> int:
+        """Output rows of a projection onto "heads", "kv_heads" or "mlp"."""
+        size = getattr(self, axis)
+        return size if axis == "mlp" else size * self.head_dim
+
+
 class Rule(Protocol):
     """How one parameter of ours, of shape `ours` (without the layer axis), lies in theirs."""
 
-    def shape(self, ours: tuple[int, ...]) -> tuple[int, ...]:
+    def shape(self, ours: tuple[int, ...], dims: Dims) -> tuple[int, ...]:
         """Shape of the whole tensor of theirs."""
 
-    def view(self, theirs: np.ndarray, ours: tuple[int, ...]) -> np.ndarray:
+    def view(self, theirs: np.ndarray, ours: tuple[int, ...], dims: Dims) -> np.ndarray:
         """The part of a C-contiguous `theirs` that is our parameter: a view of shape `ours`."""
 
 
@@ -33,27 +47,46 @@ class Rule(Protocol):
 class Same:
     """Embeddings and norms: the tensor is the parameter."""
 
-    def shape(self, ours: tuple[int, ...]) -> tuple[int, ...]:
+    def shape(self, ours: tuple[int, ...], dims: Dims) -> tuple[int, ...]:
         return ours
 
-    def view(self, theirs: np.ndarray, ours: tuple[int, ...]) -> np.ndarray:
+    def view(self, theirs: np.ndarray, ours: tuple[int, ...], dims: Dims) -> np.ndarray:
         return theirs
 
 
 @dataclasses.dataclass(frozen=True)
-class Fused:
-    """One of several equal blocks that share the output rows of a linear layer.
+class Block:
+    """One of several blocks of output rows, one after the other.
 
     Attributes:
       index: which block.
-      axis: where the block axis stands among the output axes: 0 for blocks one after the other
-        ([Q; K; V]), 1 for blocks interleaved within each head ([q_0; k_0; v_0; q_1; ...]).
-      blocks: how many.
+      axes: what each block projects onto, such as ("heads", "kv_heads", "kv_heads").
     """
 
     index: int
-    axis: int
-    blocks: int = 3
+    axes: tuple[str, ...]
+
+    def num_rows(self, dims: Dims) -> int:
+        return sum(map(dims.rows, self.axes))
+
+    def of(self, theirs: np.ndarray, outputs: tuple[int, ...], dims: Dims) -> np.ndarray:
+        start = sum(map(dims.rows, self.axes[: self.index]))
+        block = theirs[start : start + dims.rows(self.axes[self.index])]
+        return block.reshape(*outputs, *theirs.shape[1:])
+
+
+@dataclasses.dataclass(frozen=True)
+class PerHead:
+    """Query, key or value rows that alternate head by head: [q_0; k_0; v_0; q_1; ..]."""
+
+    index: int
+
+    def num_rows(self, dims: Dims) -> int:
+        return 3 * dims.rows("heads")
+
+    def of(self, theirs: np.ndarray, outputs: tuple[int, ...], dims: Dims) -> np.ndarray:
+        heads, head_dim = outputs
+        return theirs.reshape(heads, 3, head_dim, *theirs.shape[1:])[:, self.index]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,21 +101,20 @@ class Linear:
     """
 
     inputs: int
-    fused: Fused | None = None
+    fused: Block | PerHead | None = None
 
-    def shape(self, ours: tuple[int, ...]) -> tuple[int, ...]:
-        blocks = self.fused.blocks if self.fused else 1
-        rows = blocks * math.prod(ours[self.inputs :])
-        return (rows, math.prod(ours[: self.inputs])) if self.inputs else (rows,)
+    def shape(self, ours: tuple[int, ...], dims: Dims) -> tuple[int, ...]:
+        outputs, inputs = math.prod(ours[self.inputs :]), math.prod(ours[: self.inputs])
+        rows = self.fused.num_rows(dims) if self.fused else outputs
+        return (rows, inputs) if self.inputs else (rows,)
 
-    def view(self, theirs: np.ndarray, ours: tuple[int, ...]) -> np.ndarray:
+    def view(self, theirs: np.ndarray, ours: tuple[int, ...], dims: Dims) -> np.ndarray:
         inputs, outputs = ours[: self.inputs], ours[self.inputs :]
+        theirs = theirs.reshape(theirs.shape[0], *inputs)
         if self.fused is None:
             block = theirs.reshape(*outputs, *inputs)
         else:
-            axis = self.fused.axis
-            split = (*outputs[:axis], self.fused.blocks, *outputs[axis:])
-            block = theirs.reshape(*split, *inputs)[(slice(None),) * axis + (self.fused.index,)]
+            block = self.fused.of(theirs, outputs, dims)
         return np.moveaxis(block, range(len(outputs)), range(-len(outputs), 0))
 
 
@@ -93,18 +125,24 @@ class Row(NamedTuple):
     theirs: str
     rule: Rule
 
+    @property
+    def is_stacked(self) -> bool:
+        return "{i}" in self.theirs
 
-class Slot(NamedTuple):
-    """A row applied to one layer of one model."""
 
-    ours: str
-    layer: int | None
-    shape: tuple[int, ...]  # of ours, without the layer axis
-    rule: Rule
+def projection(ours: str, theirs: str, inputs: int = 1, fused: Any = None) -> tuple[Row, Row]:
+    """The kernel and the bias of a linear layer; a model without the bias leaves its row out."""
+    return (
+        Row(f"{ours}/kernel", f"{theirs}.weight", Linear(inputs, fused)),
+        Row(f"{ours}/bias", f"{theirs}.bias", Linear(0, fused)),
+    )
 
-    def of(self, array: np.ndarray) -> np.ndarray:
-        """This slot's part of our (stacked) array."""
-        return array if self.layer is None else array[self.layer]
+
+def norm(ours: str, theirs: str) -> tuple[Row, Row]:
+    """The scale and the bias of a norm; RMSNorm leaves the bias out."""
+    return Row(f"{ours}/scale", f"{theirs}.weight", Same()), Row(
+        f"{ours}/bias", f"{theirs}.bias", Same()
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,137 +152,96 @@ class Layout:
     Attributes:
       name: what `--layout` calls it.
       rows: the table.
-      requires: fields of ModelConfig that the family fixes.
+      read_config: their config.json (None if there is none) and the shapes of their tensors -> the
+        model; raises UserError for what this program does not compute.
+      write_config: the model -> what config.json says of its architecture.
+      requires: field or property of ModelConfig -> the values that the family can hold.
+      serves: the same for fields that the weights do not show: how the published code uses them.
+      check_code: raises UserError for a model that the published code computes otherwise.
       prefix: optional prefix of their names, accepted on import and not written.
       ignored: suffixes of tensors that hold nothing learned.
+      token_ids: key of config.json -> the field of SpecialTokens it holds.
     """
 
     name: str
     rows: tuple[Row, ...]
-    requires: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    read_config: Callable[[Mapping | None, Mapping[str, tuple[int, ...]]], ModelConfig]
+    write_config: Callable[[ModelConfig], dict[str, Any]]
+    requires: Mapping[str, tuple] = dataclasses.field(default_factory=dict)
+    serves: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    check_code: Callable[[ModelConfig], None] = lambda config: None
     prefix: str = ""
     ignored: tuple[str, ...] = ()
+    token_ids: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
-    def tensors(self, config: ModelConfig) -> dict[str, list[Slot]]:
-        """Their name -> the slots of ours in it, for every tensor of a model, in table order.
-
-        Raises:
-          UserError: the family cannot hold this model.
-        """
-        self._check_fits(config)
-        shapes = parameters.shapes(config)
-        missing = shapes.keys() - {row.ours for row in self.rows}
+    def check_fits(self, config: ModelConfig) -> None:
+        """Raises: UserError: the family cannot hold this model; the message says why."""
+        for field, values in self.requires.items():
+            value = getattr(config, field)
+            if value not in values:
+                allowed = " or ".join(map(repr, values))
+                raise UserError(
+                    f"layout {self.name} needs model.{field} = {allowed}, got {value!r}"
+                )
+        missing = parameters.shapes(config).keys() - {row.ours for row in self.rows}
         if missing:
-            raise UserError(f"layout {self.name} has no place for {_listed(sorted(missing))}")
-        single = [row for row in self.rows if row.ours in shapes and "{i}" not in row.theirs]
-        stacked = [row for row in self.rows if row.ours in shapes and "{i}" in row.theirs]
-        result: dict[str, list[Slot]] = {}
-        for row in single:
-            slot = Slot(row.ours, None, shapes[row.ours], row.rule)
-            result.setdefault(row.theirs, []).append(slot)
+            raise UserError(f"layout {self.name} has no place for {listed(missing)}")
+
+    def tensor_shapes(self, config: ModelConfig, num_ranks: int = 1) -> dict[str, tuple[int, ...]]:
+        """Their name -> shape of every tensor, in table order, layer by layer.
+
+        Args:
+          num_ranks: tensor-parallel files; the shapes are those of one of them.
+        """
+        shapes = parameters.rank_shapes(config, num_ranks)
+        dims = rank_dims(config, num_ranks)
+        rows = [row for row in self.rows if row.ours in shapes]
+        result = {
+            row.theirs: row.rule.shape(shapes[row.ours], dims) for row in rows if not row.is_stacked
+        }
         for layer in range(config.num_layers):
-            for row in stacked:
-                slot = Slot(row.ours, layer, shapes[row.ours][1:], row.rule)
-                result.setdefault(row.theirs.format(i=layer), []).append(slot)
+            for row in rows:
+                if row.is_stacked:
+                    shape = row.rule.shape(shapes[row.ours][1:], dims)
+                    result[row.theirs.format(i=layer)] = shape
         return result
 
-    def _check_fits(self, config: ModelConfig) -> None:
-        for field, value in self.requires.items():
-            if getattr(config, field) != value:
-                raise UserError(
-                    f"layout {self.name} needs model.{field} = {value!r}, "
-                    f"got {getattr(config, field)!r}"
-                )
+    def match(self, stored: Iterable[str], wanted: Iterable[str]) -> dict[str, str]:
+        """Wanted name -> stored name.
+
+        Raises:
+          UserError: names are missing or left over; the message lists them.
+        """
+        found, unexpected = {}, []
+        wanted = set(wanted)
+        for name in stored:
+            bare = name.removeprefix(self.prefix)
+            if bare in wanted and bare not in found:
+                found[bare] = name
+            elif not name.endswith(self.ignored):
+                unexpected.append(name)
+        problems = [
+            f"{what} {listed(names)}"
+            for what, names in (("missing", wanted - found.keys()), ("unexpected", unexpected))
+            if names
+        ]
+        if problems:
+            raise UserError(f"checkpoint is not layout {self.name}: {'; '.join(problems)}")
+        return found
 
 
-def their_shape(slots: list[Slot]) -> tuple[int, ...]:
-    """Shape of the tensor of theirs that holds `slots`."""
-    return slots[0].rule.shape(slots[0].shape)
+def rank_dims(config: ModelConfig, num_ranks: int = 1) -> Dims:
+    """Sizes of one of `num_ranks` tensor-parallel parts of a model."""
+    return Dims(
+        config.num_heads // num_ranks,
+        config.kv_heads // num_ranks,
+        config.head_dim,
+        config.mlp_dim // num_ranks,
+    )
 
 
-def to_ours(
-    layout: Layout, tensors: Mapping[str, np.ndarray], config: ModelConfig
-) -> dict[str, np.ndarray]:
-    """Reads a checkpoint of `layout`, one tensor at a time.
-
-    Returns:
-      Flattened name -> array of dtype `config.param_dtype`; per-layer parameters are stacked.
-
-    Raises:
-      UserError: tensors are missing, left over or of the wrong shape, or the family cannot hold
-        this model.
-    """
-    wanted = layout.tensors(config)
-    stored = _match_names(layout, tensors, wanted)
-    dtype = np.dtype(config.param_dtype)
-    ours = {name: np.empty(shape, dtype) for name, shape in parameters.shapes(config).items()}
-    for name, slots in wanted.items():
-        theirs = tensors[stored[name]]
-        if theirs.shape != their_shape(slots):
-            raise UserError(
-                f"layout {layout.name}: tensor {stored[name]} has shape {theirs.shape}, "
-                f"the model needs {their_shape(slots)}"
-            )
-        for slot in slots:
-            slot.of(ours[slot.ours])[...] = slot.rule.view(theirs, slot.shape)
-    return ours
-
-
-def to_theirs(
-    layout: Layout, ours: Mapping[str, np.ndarray], config: ModelConfig, dtype: np.dtype | None
-) -> Iterator[tuple[str, np.ndarray]]:
-    """Yields the tensors of a checkpoint of `layout`, one at a time, in table order.
-
-    Args:
-      ours: flattened name -> array, per-layer parameters stacked.
-      dtype: what to cast to; None keeps the dtype of our parameters.
-
-    Raises:
-      UserError: parameters are missing, left over or of the wrong shape, or the family cannot
-        hold this model.
-    """
-    wanted = layout.tensors(config)
-    _check_ours(ours, config)
-    for name, slots in wanted.items():
-        theirs = np.empty(their_shape(slots), dtype or ours[slots[0].ours].dtype)
-        for slot in slots:
-            slot.rule.view(theirs, slot.shape)[...] = slot.of(ours[slot.ours])
-        yield name, theirs
-
-
-def _match_names(layout: Layout, stored: Iterable[str], wanted: Iterable[str]) -> dict[str, str]:
-    """Wanted name -> stored name."""
-    found, unexpected = {}, []
-    wanted = set(wanted)
-    for name in stored:
-        bare = name.removeprefix(layout.prefix)
-        if bare in wanted and bare not in found:
-            found[bare] = name
-        elif not name.endswith(layout.ignored):
-            unexpected.append(name)
-    missing = sorted(wanted - found.keys())
-    problems = [
-        f"{what} {_listed(names)}"
-        for what, names in (("missing", missing), ("unexpected", sorted(unexpected)))
-        if names
-    ]
-    if problems:
-        raise UserError(f"checkpoint is not layout {layout.name}: {'; '.join(problems)}")
-    return found
-
-
-def _check_ours(ours: Mapping[str, np.ndarray], config: ModelConfig) -> None:
-    shapes = parameters.shapes(config)
-    different = sorted(shapes.keys() ^ ours.keys())
-    if different:
-        raise UserError(f"parameters do not match the config: {_listed(different)}")
-    for name, shape in shapes.items():
-        if tuple(ours[name].shape) != shape:
-            raise UserError(
-                f"parameter {name} has shape {tuple(ours[name].shape)}, the config needs {shape}"
-            )
-
-
-def _listed(names: list[str]) -> str:
+def listed(names: Iterable[str]) -> str:
+    """The first few names, sorted, and how many more there are."""
+    names = sorted(names)
     more = len(names) - _NAMES_SHOWN
     return ", ".join(names[:_NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")

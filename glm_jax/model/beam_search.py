@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from glm_jax.model.attention import KVCache
+from glm_jax.model.coordinates import Blank
 from glm_jax.model.sampling import Answer, Read, Rules, extended
 
 
@@ -54,14 +55,12 @@ def penalised(score: jax.Array, length: jax.Array | int, length_penalty: float) 
     return score / ((5 + length) / 6) ** length_penalty
 
 
-def search(
-    read: Read, rules: Rules, cache: KVCache, mask_position: jax.Array
-) -> tuple[KVCache, Answer]:
+def search(read: Read, rules: Rules, cache: KVCache, blank: Blank) -> tuple[KVCache, Answer]:
     """The best answers of B texts to a blank.
 
     Args:
       cache: B rows with room for max_new_tokens slots.
-      mask_position: int32 [B], -1 where the text has no such blank.
+      blank: of each text.
 
     Returns:
       The cache with the answers, and the answers.
@@ -69,28 +68,28 @@ def search(
     max_new_tokens = rules.options.max_new_tokens
     state = jax.lax.while_loop(
         lambda state: state.active.any() & (state.step < max_new_tokens),
-        lambda state: _advance(read, rules, mask_position, state),
-        _start(rules, cache, mask_position),
+        lambda state: _advance(read, rules, blank, state),
+        _start(rules, cache, blank),
     )
     score = penalised(state.live.score, max_new_tokens, rules.options.length_penalty)
     unfinished = state.live._replace(score=jnp.where(state.active[:, None], score, -jnp.inf))
     best = _best(1, state.finished, unfinished)
     answer = Answer(best.tokens[:, 0], best.length[:, 0], state.finite)
-    return _read_whole(read, rules, cache, mask_position, answer), answer
+    return _read_whole(read, rules, cache, blank, answer), answer
 
 
-def _read_whole(read, rules, cache, mask_position, answer) -> KVCache:
+def _read_whole(read, rules, cache, blank, answer) -> KVCache:
     """Reads an answer at once: cheaper than to keep the cache of every finished one."""
     sop = jnp.full_like(answer.tokens[:, :1], rules.special.sop)
     tokens = jnp.concatenate([sop, answer.tokens[:, :-1]], axis=1)
-    _, cache = read(cache, tokens, mask_position, jnp.zeros((), jnp.int32))
-    return extended(cache, mask_position, answer)
+    _, cache = read(cache, tokens, blank, jnp.zeros((), jnp.int32))
+    return extended(cache, blank, answer)
 
 
-def _start(rules: Rules, cache: KVCache, mask_position: jax.Array) -> _State:
+def _start(rules: Rules, cache: KVCache, blank: Blank) -> _State:
     """One live beam for each text; the others are none, or all would be the same."""
     beams, slots = rules.options.num_beams, rules.options.max_new_tokens
-    shape = (mask_position.shape[0], beams)
+    shape = (blank.position.shape[0], beams)
     none = _Hypotheses(
         jnp.full(shape, -jnp.inf),
         jnp.zeros((*shape, slots), jnp.int32),
@@ -102,17 +101,16 @@ def _start(rules: Rules, cache: KVCache, mask_position: jax.Array) -> _State:
         token=jnp.full(shape, rules.special.sop, jnp.int32),
         live=none._replace(score=none.score.at[:, 0].set(0.0)),
         finished=none,
-        active=mask_position >= 0,
+        active=blank.position >= 0,
         finite=jnp.ones(shape[0], bool),
     )
 
 
-def _advance(read: Read, rules: Rules, mask_position: jax.Array, state: _State) -> _State:
+def _advance(read: Read, rules: Rules, blank: Blank, state: _State) -> _State:
     """One more token for every live beam."""
     beams, penalty = rules.options.num_beams, rules.options.length_penalty
-    logits, cache = read(
-        state.cache, state.token.reshape(-1, 1), jnp.repeat(mask_position, beams), state.step
-    )
+    beam_blanks = Blank(*(jnp.repeat(x, beams) for x in blank))
+    logits, cache = read(state.cache, state.token.reshape(-1, 1), beam_blanks, state.step)
     logits = logits.reshape(*state.token.shape, -1)
     candidates, parent = _candidates(rules, state, logits)
     token = candidates.tokens[:, :, state.step]

@@ -11,8 +11,9 @@ import numpy as np
 
 from glm_jax.config import ModelConfig
 from glm_jax.errors import UserError
-from glm_jax.model import beam_search, glm, sampling
+from glm_jax.model import beam_search, coordinates, glm, sampling
 from glm_jax.model.attention import KVCache
+from glm_jax.model.coordinates import Blank
 from glm_jax.model.sampling import DecodingOptions
 from glm_jax.parallel.sharding import Sharding, constrain
 from glm_jax.tokenizer import BLANK, SpecialTokens, Tokenizer
@@ -44,7 +45,7 @@ class _Rows(NamedTuple):
 
     tokens: np.ndarray  # int32 [B, A]
     length: np.ndarray  # int32 [B]
-    blanks: np.ndarray  # int32 [B, N], index of each row's n-th mask token, -1: it has fewer
+    blanks: Blank  # [B, N], position -1 in rows of fewer blanks
     draws: np.ndarray  # uint32 [B, 2]
 
 
@@ -143,13 +144,25 @@ class Filler:
 
     def _read_text(self, text: str, options: DecodingOptions) -> Context:
         context = encode_context(text, self._tokenizer)
-        longest = max(len(context.tokens), options.max_new_tokens)
+        longest = self._longest(context, options)
         if self._config.position == "learned_2d" and longest > self._config.max_positions:
             raise UserError(
                 f"{longest} tokens are more than the position table holds "
                 f"(model.max_positions {self._config.max_positions})"
             )
         return context
+
+    def _longest(self, context: Context, options: DecodingOptions) -> int:
+        """The largest coordinate that an answer may need."""
+        length, answers = len(context.tokens), len(context.blanks) * options.max_new_tokens
+        if self._in_slots(context).any():
+            return length + answers
+        return max(length, options.max_new_tokens)
+
+    def _in_slots(self, context: Context) -> np.ndarray:
+        """bool [number of blanks]"""
+        is_document = context.tokens[context.blanks] == self._tokenizer.special.gmask
+        return np.array([self._config.answers_in_slots(bool(x)) for x in is_document])
 
     def _filled(self, text: str, ids: list[list[int]] | None) -> Filled | UserError:
         if ids is None:
@@ -184,16 +197,18 @@ class Filler:
         length = max(len(context.tokens) for context in contexts)
         num_blanks = max(len(context.blanks) for context in contexts)
         shape = (self.batch_size, -(-length // _LENGTH_MULTIPLE) * _LENGTH_MULTIPLE)
+        blanks_shape = (self.batch_size, num_blanks)
         rows = _Rows(
             tokens=np.full(shape, self._tokenizer.special.pad, np.int32),
             length=np.zeros(self.batch_size, np.int32),
-            blanks=np.full((self.batch_size, num_blanks), -1, np.int32),
+            blanks=Blank(np.full(blanks_shape, -1, np.int32), np.zeros(blanks_shape, bool)),
             draws=np.zeros((self.batch_size, 2), np.uint32),
         )
         for row, context in enumerate(contexts):
             rows.tokens[row, : len(context.tokens)] = context.tokens
             rows.length[row] = len(context.tokens)
-            rows.blanks[row, : len(context.blanks)] = context.blanks
+            rows.blanks.position[row, : len(context.blanks)] = context.blanks
+            rows.blanks.in_slots[row, : len(context.blanks)] = self._in_slots(context)
             rows.draws[row] = draws[row]
         return rows
 
@@ -212,7 +227,7 @@ def encode_context(text: str, tokenizer: Tokenizer) -> Context:
     parts = BLANK.split(text)
     if len(parts) == 1:
         raise UserError(f"no [MASK], [sMASK] or [gMASK] in the text {text[:60]!r}")
-    tokens, blanks = [special.cls], []
+    tokens, blanks = [*special.start], []
     for i, part in enumerate(parts):
         if i % 2:
             blanks.append(len(tokens))
@@ -246,16 +261,17 @@ def _decode(
         rows.draws
     )
 
-    def fill_blank(cache: KVCache, blank: tuple[jax.Array, jax.Array]):
-        index, mask_position = blank
+    def fill_blank(cache: KVCache, numbered: tuple[jax.Array, Blank]):
+        index, blank = numbered
         if options.num_beams > 1:
-            return beam_search.search(read, rules, cache, mask_position)
+            return beam_search.search(read, rules, cache, blank)
         blank_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, index)
-        return sampling.sample(read, rules, cache, mask_position, blank_keys)
+        return sampling.sample(read, rules, cache, blank, blank_keys)
 
-    num_blanks = rows.blanks.shape[1]
+    num_blanks = rows.blanks.position.shape[1]
+    by_number = Blank(*(x.T for x in rows.blanks))
     cache = _read_context(config, params, rows, num_blanks * options.max_new_tokens)
-    return jax.lax.scan(fill_blank, cache, (jnp.arange(num_blanks), rows.blanks.T))[1]
+    return jax.lax.scan(fill_blank, cache, (jnp.arange(num_blanks), by_number))[1]
 
 
 def _read_context(config: ModelConfig, params: dict, rows: _Rows, num_slots: int) -> KVCache:
@@ -264,18 +280,9 @@ def _read_context(config: ModelConfig, params: dict, rows: _Rows, num_slots: int
     cache = glm.empty_cache(config, batch, slots + num_slots)
     axes = ("layers", "batch", "sequence", "kv_heads", "head_dim")
     cache = cache._replace(key=constrain(cache.key, *axes), value=constrain(cache.value, *axes))
-    position = jnp.broadcast_to(jnp.arange(slots), rows.tokens.shape)
-    inside = position < rows.length[:, None]
-    _, cache = glm.apply_cached(
-        config,
-        params,
-        cache,
-        rows.tokens,
-        jnp.where(inside, position, 0),
-        jnp.zeros_like(rows.tokens),
-        jnp.zeros_like(rows.tokens),
-        jnp.where(inside, rows.length[:, None], 0),
-    )
+    slot = jnp.broadcast_to(jnp.arange(slots), rows.tokens.shape)
+    where = coordinates.of_context(config, slot, rows.length)
+    _, cache = glm.apply_cached(config, params, cache, rows.tokens, *where)
     return cache._replace(length=rows.length)
 
 
@@ -284,19 +291,13 @@ def _read_answer(
     params: dict,
     cache: KVCache,
     tokens: jax.Array,
-    mask_position: jax.Array,
+    blank: Blank,
     first: jax.Array,
 ) -> tuple[jax.Array, KVCache]:
     """See `sampling.Read`."""
-    slot = jnp.broadcast_to(first + jnp.arange(tokens.shape[1]), tokens.shape)
-    logits, read = glm.apply_cached(
-        config,
-        params,
-        cache._replace(length=cache.length + first),
-        tokens,
-        jnp.broadcast_to(mask_position[:, None], tokens.shape),
-        slot + 1,
-        jnp.zeros_like(tokens),
-        cache.length[:, None] + slot + 1,
-    )
-    return logits, read._replace(length=cache.length)
+    start = cache.length
+    slot = start[:, None] + first + jnp.arange(tokens.shape[1])
+    where = coordinates.of_answer(slot, start, blank)
+    cache = cache._replace(length=start + first)
+    logits, cache = glm.apply_cached(config, params, cache, tokens, *where)
+    return logits, cache._replace(length=start)

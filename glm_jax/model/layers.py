@@ -109,8 +109,8 @@ def initializers(config: ModelConfig) -> dict:
     """Initializer of each weight.
 
     Pre-LN (Megatron GLM) and sandwich: N(0, init_std), the two projections onto the residual
-    stream divided by sqrt(2 L). DeepNorm (GLM-130B): Xavier normal, with gain (2 L)^-1/2 for everything but query
-    and key; embeddings N(0, init_std) in both.
+    stream divided by sqrt(2 L). DeepNorm (GLM-130B): Xavier normal, with gain (2 L)^-1/2 for
+    everything but query and key. Embeddings are N(0, init_std) in all.
     """
     normal = jax.nn.initializers.normal
     depth = (2 * config.num_layers) ** -0.5

@@ -11,11 +11,12 @@ import numpy as np
 
 from glm_jax.errors import UserError
 from glm_jax.model.attention import KVCache
+from glm_jax.model.coordinates import Blank
 from glm_jax.tokenizer import SpecialTokens, Tokenizer
 
-Read = Callable[[KVCache, jax.Array, jax.Array, jax.Array], tuple[jax.Array, KVCache]]
-"""Reads T slots of an answer: (cache, tokens int32 [R, T], mask position int32 [R], index int32 []
-of the first of the slots in the answer) to (logits [R, T, V], the cache with the slots). The answer
+Read = Callable[[KVCache, jax.Array, Blank, jax.Array], tuple[jax.Array, KVCache]]
+"""Reads T slots of an answer: (cache, tokens int32 [R, T], the blanks of R rows, index int32 [] of
+the first of the slots in the answer) to (logits [R, T, V], the cache with the slots). The answer
 begins at `cache.length`, which stays."""
 
 
@@ -122,23 +123,23 @@ class _State(NamedTuple):
 
 
 def sample(
-    read: Read, rules: Rules, cache: KVCache, mask_position: jax.Array, keys: jax.Array
+    read: Read, rules: Rules, cache: KVCache, blank: Blank, keys: jax.Array
 ) -> tuple[KVCache, Answer]:
     """Draws the answers of B texts to a blank, or chooses them greedily at temperature 0.
 
     Args:
       cache: B rows with room for max_new_tokens slots.
-      mask_position: int32 [B], -1 where the text has no such blank.
+      blank: of each text.
       keys: [B] random keys of the answers.
 
     Returns:
       The cache with the answers, and the answers.
     """
-    batch, slots = mask_position.shape[0], rules.options.max_new_tokens
+    batch, slots = blank.position.shape[0], rules.options.max_new_tokens
 
     def one_token(state: _State) -> _State:
         step, active, answer = state.step, state.active, state.answer
-        logits, cache = read(state.cache, state.token[:, None], mask_position, step)
+        logits, cache = read(state.cache, state.token[:, None], blank, step)
         allowed = rules.allowed(answer.tokens, step)
         step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, step)
         token = choose(rules.options, logits[:, 0], allowed, step_keys)
@@ -158,22 +159,22 @@ def sample(
             jnp.zeros(batch, jnp.int32),
             jnp.ones(batch, bool),
         ),
-        active=mask_position >= 0,
+        active=blank.position >= 0,
     )
     end = jax.lax.while_loop(
         lambda state: state.active.any() & (state.step < slots), one_token, start
     )
-    return extended(end.cache, mask_position, end.answer), end.answer
+    return extended(end.cache, blank, end.answer), end.answer
 
 
-def extended(cache: KVCache, mask_position: jax.Array, answer: Answer) -> KVCache:
+def extended(cache: KVCache, blank: Blank, answer: Answer) -> KVCache:
     """The cache, into which the answer has been read, counts its slots.
 
     They are sop and the tokens but the last of max_new_tokens, which nothing reads (GLM 2021,
-    `generate_samples.py`); none where mask_position is -1.
+    `generate_samples.py`); none where a text has no such blank.
     """
     slots = jnp.minimum(answer.length + 1, answer.tokens.shape[1])
-    return cache._replace(length=cache.length + jnp.where(mask_position >= 0, slots, 0))
+    return cache._replace(length=cache.length + jnp.where(blank.position >= 0, slots, 0))
 
 
 def choose(

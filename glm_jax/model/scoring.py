@@ -1,8 +1,8 @@
 """Log-probabilities of answers to a blank, given its context.
 
 A context is Part A, an answer is Part B (GLM 2021): the answer's inputs are `sop s1 .. s(k-1)`, its
-targets s1 .. sk, every input has the position of the mask token and block positions 1 .. k. A
-context is read once, however many answers it has:
+targets s1 .. sk, the inputs have the positions of `ModelConfig.span_position` and block positions
+1 .. k. A context is read once, however many answers it has:
 
 - one answer: context and answer are one row, as in training;
 - several answers of one token each: one sop after the context, read at all of their ids;
@@ -21,8 +21,9 @@ import numpy as np
 
 from glm_jax.config import ModelConfig
 from glm_jax.errors import UserError
-from glm_jax.model import glm
+from glm_jax.model import coordinates, glm
 from glm_jax.model.attention import KVCache
+from glm_jax.model.coordinates import Blank, Coordinates
 from glm_jax.ops.cross_entropy import target_cross_entropy
 from glm_jax.parallel.sharding import Sharding, active_mesh, constrain
 from glm_jax.tokenizer import SpecialTokens
@@ -157,7 +158,8 @@ class Scorer:
             self._params,
             self._pad(inputs, shape.length),
             self._pad(targets, shape.length),
-            *self._lengths(requests),
+            self._lengths(requests),
+            self._blanks(requests),
             self._column(map(len, inputs)),
             self._column(given),
         )
@@ -168,16 +170,16 @@ class Scorer:
         return self._score_choices(
             self._params,
             self._pad(inputs, shape.length),
-            *self._lengths(requests),
+            self._lengths(requests),
+            self._blanks(requests),
             self._pad(ids, shape.answers),
         )
 
     def _dispatch_cached(self, shape, requests):
-        context_length, mask = self._lengths(requests)
         contexts = self._pad([r.context for r in requests], shape.length)
-        cache = self._read_contexts(
-            self._params, contexts, context_length, mask, slots=shape.length + shape.answers
-        )
+        slots = shape.length + shape.answers
+        cache = self._read_contexts(self._params, contexts, self._lengths(requests), slots=slots)
+        blanks = self._blanks(requests)
         outputs = []
         for n in range(max(len(r.answers) for r in requests)):
             answers = [r.answers[n] if n < len(r.answers) else _NOTHING for r in requests]
@@ -187,7 +189,7 @@ class Scorer:
                     cache,
                     self._pad([self._inputs(answer) for answer in answers], shape.answers),
                     self._pad(answers, shape.answers),
-                    mask,
+                    blanks,
                     self._column(map(len, answers)),
                 )
             )
@@ -196,10 +198,14 @@ class Scorer:
     def _inputs(self, answer: np.ndarray) -> np.ndarray:
         return np.append(np.int32(self.special.sop), answer[:-1])[: len(answer)]
 
-    def _lengths(self, requests: list[Request]) -> tuple[jax.Array, jax.Array]:
-        return (
-            self._column(len(r.context) for r in requests),
+    def _lengths(self, requests: list[Request]) -> jax.Array:
+        return self._column(len(r.context) for r in requests)
+
+    def _blanks(self, requests: list[Request]) -> Blank:
+        is_document = [bool(r.context[r.mask] == self.special.gmask) for r in requests]
+        return Blank(
             self._column(r.mask for r in requests),
+            self._column(map(self.config.answers_in_slots, is_document), bool),
         )
 
     def _pad(self, sequences: Sequence[np.ndarray], length: int) -> jax.Array:
@@ -209,9 +215,9 @@ class Scorer:
             padded[row, : len(sequence)] = sequence
         return self._place(padded)
 
-    def _column(self, values: Iterable[int]) -> jax.Array:
-        """int32 [rows] on the mesh, 0 in rows without a value."""
-        values = np.fromiter(values, np.int32)
+    def _column(self, values: Iterable[int], dtype: type = np.int32) -> jax.Array:
+        """[rows] on the mesh, 0 in rows without a value."""
+        values = np.fromiter(values, dtype)
         return self._place(np.pad(values, (0, self._rows - len(values))))
 
     def _place(self, array: np.ndarray) -> jax.Array:
@@ -225,11 +231,13 @@ def check_fits(config: ModelConfig, request: Request) -> None:
     Raises:
       UserError: the context or an answer has more tokens than a learned table has positions.
     """
-    longest = max(len(request.context), *map(len, request.answers))
-    if config.position == "learned_2d" and longest > config.max_positions:
-        part = "context" if longest == len(request.context) else "answer"
+    lengths = {"context": len(request.context), "answer": max(map(len, request.answers))}
+    if config.answers_in_slots(True):
+        lengths = {"context with its answer": sum(lengths.values())}
+    part = max(lengths, key=lengths.get)
+    if config.position == "learned_2d" and lengths[part] > config.max_positions:
         raise UserError(
-            f"the {part} has {longest} tokens, more than the position table holds "
+            f"the {part} has {lengths[part]} tokens, more than the position table holds "
             f"(model.max_positions {config.max_positions})"
         )
 
@@ -274,18 +282,17 @@ def _read(kind: str, request: Request, row: int, outputs: list) -> list[Scores]:
     return [Scores(*(x[row, start:end].copy() for x in outputs[n])) for n, start, end in places]
 
 
-def _score_rows(config, params, tokens, targets, context_length, mask, length, given):
+def _score_rows(config, params, tokens, targets, context_length, blank, length, given):
     """Log-probabilities float32 and argmax flags bool [B, T], at the scored slots of rows.
 
     Args:
       tokens: int32 [B, T], contexts with their answers' inputs.
       targets: int32 [B, T], the answers where they are predicted.
-      context_length, mask, length, given: int32 [B]; length is that of context and answer.
+      context_length, length, given: int32 [B]; length is that of context and answer.
     """
     slot = jnp.arange(tokens.shape[1])[None]
-    hidden = glm.apply_hidden(
-        config, params, tokens, *_coordinates(slot, context_length, mask, length)
-    )
+    where = _coordinates(config, slot, context_length, blank, length)
+    hidden = glm.apply_hidden(config, params, tokens, *where)
     scored = ((context_length + given)[:, None] <= slot) & (slot < length[:, None])
     kernel = glm.output_kernel(config, params)
     _, stats = target_cross_entropy(
@@ -294,11 +301,11 @@ def _score_rows(config, params, tokens, targets, context_length, mask, length, g
     return -stats.nll, stats.correct
 
 
-def _score_choices(config, params, tokens, context_length, mask, ids):
+def _score_choices(config, params, tokens, context_length, blank, ids):
     """Log-probabilities and argmax flags [B, C] of ids int32 [B, C] at the sop of each row."""
     slot = jnp.arange(tokens.shape[1])[None]
-    coordinates = _coordinates(slot, context_length, mask, context_length + 1)
-    hidden = glm.apply_hidden(config, params, tokens, *coordinates)
+    where = _coordinates(config, slot, context_length, blank, context_length + 1)
+    hidden = glm.apply_hidden(config, params, tokens, *where)
     at_sop = jnp.take_along_axis(hidden, context_length[:, None, None], axis=1)
     kernel = glm.output_kernel(config, params).astype(hidden.dtype)
     wide = jnp.promote_types(hidden.dtype, jnp.float32)
@@ -306,12 +313,12 @@ def _score_choices(config, params, tokens, context_length, mask, ids):
     return _at(logits, ids)
 
 
-def _read_contexts(config, params, tokens, context_length, mask, *, slots) -> KVCache:
+def _read_contexts(config, params, tokens, context_length, *, slots) -> KVCache:
     """Keys and values of contexts int32 [B, A], with room for `slots` tokens."""
     cache = glm.empty_cache(config, tokens.shape[0], slots)
     slot = jnp.arange(tokens.shape[1])[None]
-    coordinates = _coordinates(slot, context_length, mask, context_length)
-    _, cache = glm.apply_cached(config, params, cache, tokens, *coordinates)
+    where = coordinates.of_context(config, slot, context_length)
+    _, cache = glm.apply_cached(config, params, cache, tokens, *where)
     key, value = (
         constrain(x, "layers", "batch", "sequence", "kv_heads", "head_dim")
         for x in (cache.key, cache.value)
@@ -319,24 +326,21 @@ def _read_contexts(config, params, tokens, context_length, mask, *, slots) -> KV
     return KVCache(key, value, context_length)
 
 
-def _score_cached(config, params, cache, tokens, targets, mask, length):
+def _score_cached(config, params, cache, tokens, targets, blank, length):
     """Log-probabilities and argmax flags [B, K] of answers that follow cached contexts."""
     slot = cache.length[:, None] + jnp.arange(tokens.shape[1])
-    coordinates = _coordinates(slot, cache.length, mask, cache.length + length)
-    logits, _ = glm.apply_cached(config, params, cache, tokens, *coordinates)
+    where = _coordinates(config, slot, cache.length, blank, cache.length + length)
+    logits, _ = glm.apply_cached(config, params, cache, tokens, *where)
     log_probs, is_argmax = _at(logits, targets[..., None])
     return log_probs[..., 0], is_argmax[..., 0]
 
 
-def _coordinates(slot, context_length, mask, length):
-    """position, block_position, kv_start and kv_end, int32 [B, T], of slots [1 or B, T] of rows."""
-    context_length, mask, length = (x[:, None] for x in (context_length, mask, length))
-    in_context, inside = slot < context_length, slot < length
-    position = jnp.where(in_context, slot, mask)
-    block_position = jnp.where(in_context, 0, slot - context_length + 1)
-    kv_end = jnp.where(in_context, context_length, slot + 1)
-    kv_start = jnp.zeros_like(kv_end)
-    return tuple(jnp.where(inside, x, 0) for x in (position, block_position, kv_start, kv_end))
+def _coordinates(config, slot, context_length, blank, length) -> Coordinates:
+    """Of slots [1 or B, T] of contexts that an answer follows; zeros from `length` on."""
+    context = coordinates.of_context(config, slot, context_length)
+    answer = coordinates.of_answer(slot, context_length, blank)
+    in_answer = (context_length[:, None] <= slot) & (slot < length[:, None])
+    return Coordinates(*map(functools.partial(jnp.where, in_answer), answer, context))
 
 
 def _at(logits, ids):

@@ -5,12 +5,20 @@ from collections.abc import Sequence
 import numpy as np
 
 from glm_jax.batch import OBJECTIVES, Batch
+from glm_jax.config import ModelConfig
 from glm_jax.objective.spans import Blanks
 from glm_jax.tokenizer import SpecialTokens
 
+_GLM_2021 = ModelConfig()
+
 
 def build(
-    tokens: np.ndarray, spans: Sequence[tuple[int, int]], *, mask_id: int, special: SpecialTokens
+    tokens: np.ndarray,
+    spans: Sequence[tuple[int, int]],
+    *,
+    mask_id: int,
+    special: SpecialTokens,
+    model: ModelConfig = _GLM_2021,
 ) -> Batch:
     """One sample: every span becomes one mask token and is generated in Part B.
 
@@ -18,6 +26,7 @@ def build(
       tokens: int32 [n], the text.
       spans: half-open ranges of `tokens` that do not overlap, in the order of Part B.
       mask_id: `special.mask`, `special.smask` or `special.gmask`.
+      model: says what positions answers have, and what Part A sees.
 
     Returns:
       Fields [n + 2 * len(spans)]; ranges relative to the sample, segment 1, objective and source 0
@@ -28,11 +37,17 @@ def build(
     """
     ranges = np.array(spans, np.int64).reshape(-1, 2)
     blanks = Blanks(ranges[:, 0], ranges[:, 1], np.ones(len(ranges), bool))
-    return build_pieces(tokens, np.array([len(tokens)]), blanks, mask_id=mask_id, special=special)
+    end = np.array([len(tokens)])
+    return build_pieces(tokens, end, blanks, mask_id=mask_id, special=special, model=model)
 
 
 def build_prefix_split(
-    tokens: np.ndarray, cut: int, *, mask_id: int, special: SpecialTokens
+    tokens: np.ndarray,
+    cut: int,
+    *,
+    mask_id: int,
+    special: SpecialTokens,
+    model: ModelConfig = _GLM_2021,
 ) -> Batch:
     """One sample that generates `tokens[cut:]` from `tokens[:cut]`, without an eop.
 
@@ -40,12 +55,14 @@ def build_prefix_split(
       tokens: int32 [n], the text.
       cut: tokens of the prefix, 0 <= cut < n.
       mask_id: `special.gmask` for the published document objective.
+      model: as for `build`.
 
     Returns:
       Fields [n + 1], as `build`.
     """
-    blanks = Blanks(np.array([cut]), np.array([len(tokens)]), np.array([False]))
-    return build_pieces(tokens, np.array([len(tokens)]), blanks, mask_id=mask_id, special=special)
+    end = np.array([len(tokens)])
+    blanks = Blanks(np.array([cut]), end, np.array([False]))
+    return build_pieces(tokens, end, blanks, mask_id=mask_id, special=special, model=model)
 
 
 def build_pieces(
@@ -55,6 +72,7 @@ def build_pieces(
     *,
     mask_id: int,
     special: SpecialTokens,
+    model: ModelConfig = _GLM_2021,
 ) -> Batch:
     """Samples for all pieces of a window at once, one segment each, Part A then Part B.
 
@@ -63,6 +81,7 @@ def build_pieces(
       piece_end: int64 [P], one past the last token of each piece; the last entry is S.
       blanks: spans that do not overlap and lie inside one piece each.
       mask_id: the mask token of every blank.
+      model: as for `build`.
 
     Returns:
       Fields [S + number of blanks + number of blanks with eop]; segments 1..P.
@@ -113,14 +132,17 @@ def build_pieces(
     inputs[run_start[block_run]] = special.sop
     targets[run_end[block_run[eop]] - 1] = special.eop
 
+    kv_start = per_slot(per_run(piece_slot, piece_slot[blank_piece]))
+    has_mask_position = is_target & (not model.answers_in_slots(mask_id == special.gmask))
+    is_causal = is_target | (model.context == "causal")
     return Batch(
         tokens=inputs,
         targets=targets,
         weights=is_target.astype(np.float32),
-        position=np.where(is_target, per_slot(per_run(0, mask_position)), within),
+        position=np.where(has_mask_position, per_slot(per_run(0, mask_position)), slot - kv_start),
         block_position=is_target * (within + 1),
-        kv_start=per_slot(per_run(piece_slot, piece_slot[blank_piece])),
-        kv_end=np.where(is_target, slot + 1, per_slot(run_end)),
+        kv_start=kv_start,
+        kv_end=np.where(is_causal, slot + 1, per_slot(run_end)),
         segment=per_slot(per_run(pieces + 1, blank_piece + 1)),
         objective=np.zeros_like(slot),
         source=np.zeros_like(slot),

@@ -8,7 +8,6 @@ says what lies where.
 import contextlib
 import logging
 import shutil
-import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,18 +15,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
 from glm_jax.config import CheckpointConfig, Config, to_dict
 from glm_jax.errors import UserError
-from glm_jax.model import glm
-from glm_jax.parallel.sharding import Sharding
 from glm_jax.training import manifest, saved_state
 from glm_jax.training import step_folders as folders
 from glm_jax.training.manifest import UNFINISHED, Damaged
-from glm_jax.training.run_folder import load_config
 from glm_jax.training.step import TrainState
 from glm_jax.training.writers import json_value
 from glm_jax.versions import versions
@@ -233,72 +228,6 @@ class Checkpoints:
             raise UserError(
                 f"{self._root} has no good checkpoint to go on from: {'; '.join(found)}"
             )
-
-
-def load_params(
-    workdir: Path, step: int | None = None, *, ema: bool = False, sharding: Sharding | None = None
-) -> tuple[Config, dict, int]:
-    """Config, parameters and step of a run's checkpoint; nothing on disk is changed.
-
-    Of the files that are not read, only names and sizes are compared with the manifest.
-
-    Args:
-      step: None for the newest good one; a newer one that is not good is named on standard error.
-      ema: the moving average of the parameters instead of them.
-      sharding: lays the arrays out on its mesh; None for numpy arrays on the host.
-
-    Raises:
-      UserError: there is no such run or step, the step is damaged, none is good, the run keeps no
-        average, or the checkpoint does not fit the run's config.
-    """
-    config = load_config(workdir)
-    if ema and not config.optimizer.ema_decay:
-        raise UserError(f"{workdir} keeps no moving average: config.optimizer.ema_decay is 0")
-    root = (workdir / "checkpoints").absolute()
-    steps = list(folders.step_folders(root))
-    if not steps or (step is not None and step not in steps):
-        wanted = "" if step is None else f" {step}"
-        raise UserError(f"{workdir} has no checkpoint{wanted}; it has steps {steps}")
-    item = "ema" if ema else "params"
-    for candidate in reversed(steps) if step is None else [step]:
-        folder = root / str(candidate)
-        try:
-            return config, _read_params(folder, item, config, sharding), candidate
-        except Damaged as bad:
-            if step is not None:
-                raise UserError(f"checkpoint {folder} is not good: {bad}") from bad
-            print(f"checkpoint {folder} is passed over: {bad}", file=sys.stderr)
-    raise UserError(f"{workdir} has no good checkpoint; it has steps {steps}")
-
-
-def trained_data(workdir: Path) -> dict | None:
-    """Fingerprint of the data that the newest readable checkpoint was trained on, if any is."""
-    for folder in reversed(folders.step_folders((workdir / "checkpoints").absolute()).values()):
-        with contextlib.suppress(Damaged):
-            return saved_state.read_meta(folder)["data"]
-    return None
-
-
-def _read_params(folder: Path, item: str, config: Config, sharding: Sharding | None) -> dict:
-    """One of the trees of parameters, where `sharding` says."""
-    shapes, axes = glm.abstract_params(config.model)
-    if item == "ema":
-        shapes = jax.tree.map(_wide, shapes)
-    meta = saved_state.verified_meta(folder, (item, "meta"))
-    saved = {name: spec for name, spec in meta["arrays"].items() if name.split("/")[0] == item}
-    saved_state.check_fit(folder, saved, saved_state.array_specs({item: shapes}))
-    if sharding is None:
-        on_host = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes)
-        target = ocp.args.PyTreeRestore(shapes, restore_args=on_host)
-    else:
-        layout = sharding.tree(shapes, axes)
-        target = ocp.args.StandardRestore(saved_state.laid_out(shapes, layout))
-    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as orbax:
-        return saved_state.read(orbax, folder, {item: target})[item]
-
-
-def _wide(shape: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(shape.shape, jnp.promote_types(shape.dtype, jnp.float32))
 
 
 def _check_free_space(folder: Path, items: dict) -> None:

@@ -58,8 +58,23 @@ def init_state(config: Config, sharding: Sharding) -> TrainState:
         return init(jax.random.key(config.seed))
 
 
+def state_from_params(config: Config, sharding: Sharding, params: dict) -> TrainState:
+    """The state before the first step of a run that starts from `params`, which are donated."""
+    _, shardings = state_shardings(config, sharding)
+    with sharding.activate():
+        init = jax.jit(
+            lambda params: _first_state(config, params),
+            out_shardings=shardings,
+            donate_argnums=0,
+        )
+        return init(params)
+
+
 def _fresh_state(config: Config, key: jax.Array) -> TrainState:
-    params = glm.init_params(config.model, key)
+    return _first_state(config, glm.init_params(config.model, key))
+
+
+def _first_state(config: Config, params: dict) -> TrainState:
     return TrainState(
         params=params,
         ema=jax.tree.map(_wide_copy, params) if config.optimizer.ema_decay else None,

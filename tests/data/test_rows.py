@@ -50,6 +50,19 @@ def test_a_row_depends_on_its_index_alone(make_config, open_rows):
             assert a.dtype == b.dtype
 
 
+def test_rows_have_the_positions_and_contexts_of_the_model(make_config, open_rows):
+    config = make_config(shuffle_spans=False)
+    model = dataclasses.replace(config.model, span_position="slot", context="causal")
+    plain = open_rows(config)[0]
+    row = open_rows(dataclasses.replace(config, model=model))[0]
+    used = row.segment > 0
+    slots = np.arange(len(row.tokens))[used]
+    assert row.position[used].tolist() == (slots - row.kv_start[used]).tolist()
+    assert row.kv_end[used].tolist() == (slots + 1).tolist()
+    for name in ("tokens", "targets", "block_position", "kv_start"):
+        assert getattr(row, name).tolist() == getattr(plain, name).tolist()
+
+
 def test_a_row_depends_on_seed_and_pass(make_config, open_rows):
     rows, reseeded = open_rows(make_config()), open_rows(make_config(seed=1))
     assert not np.array_equal(rows[0].tokens, reseeded[0].tokens)

@@ -85,11 +85,23 @@ class Reader:
         self.model, self.special = (config, params), tokenizer.special
         context = encode_context(text, tokenizer)
         self.blanks, length = context.blanks, len(context.tokens)
-        self.rows = [[token, i, 0, length] for i, token in enumerate(context.tokens.tolist())]
+        causal = config.context == "causal"
+        self.rows = [
+            [token, i, 0, i + 1 if causal else length]
+            for i, token in enumerate(context.tokens.tolist())
+        ]
 
     def with_answer(self, blank: int, answer: list[int]) -> list[list[int]]:
-        read, start = enumerate([self.special.sop, *answer], 1), len(self.rows)
-        return [*self.rows, *([token, blank, i, start + i] for i, token in read)]
+        slots = range(len(self.rows), len(self.rows) + len(answer) + 1)
+        is_document = self.rows[blank][0] == self.special.gmask
+        kind = self.model[0].span_position
+        if kind == "slot" or (kind == "mixed" and is_document):
+            position = slots
+        else:
+            position = [blank] * len(slots)
+        columns = zip([self.special.sop, *answer], position, slots, strict=True)
+        read = [[token, at, 1 + i, slot + 1] for i, (token, at, slot) in enumerate(columns)]
+        return [*self.rows, *read]
 
     def logits(self, blank: int, answer: list[int]) -> np.ndarray:
         """[V], of what follows an answer so far."""

@@ -12,6 +12,7 @@ import slow_decoding
 
 from glm_jax.model import beam_search, sampling
 from glm_jax.model.attention import KVCache
+from glm_jax.model.coordinates import Blank
 from glm_jax.model.sampling import DecodingOptions, Rules
 from glm_jax.tokenizer import SpecialTokens
 
@@ -48,10 +49,10 @@ class Toy(NamedTuple):
 
         return score
 
-    def read(self, cache, tokens, mask_position, first):
+    def read(self, cache, tokens, blank, first):
         rows, num = tokens.shape
         slots = cache.length[:, None] + first + jnp.arange(num)
-        tokens += jnp.where(tokens == SPECIAL.sop, mask_position[:, None], 0)
+        tokens += jnp.where(tokens == SPECIAL.sop, blank.position[:, None], 0)
         key = cache.key.at[0, jnp.arange(rows)[:, None], slots, 0, 0].set(tokens)
         place = jnp.arange(key.shape[2]) - cache.length[:, None]
         counts = (place >= 0) & (place < first + num)
@@ -66,12 +67,16 @@ def empty_cache(rows: int, slots: int) -> KVCache:
     return KVCache(zeros, zeros, jnp.full(rows, CONTEXT))
 
 
+def blank_at(mask_position: jax.Array) -> Blank:
+    return Blank(mask_position, jnp.zeros(len(mask_position), bool))
+
+
 @functools.partial(jax.jit, static_argnums=0)
 def search(options: DecodingOptions, toy: Toy, mask_position: jax.Array):
     """The cache and the answers; the toy's row number is the mask position."""
     rules = Rules(options, SPECIAL, jnp.asarray(FORBIDDEN))
     cache = empty_cache(len(mask_position), options.max_new_tokens)
-    return beam_search.search(toy.read, rules, cache, mask_position)
+    return beam_search.search(toy.read, rules, cache, blank_at(mask_position))
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -79,7 +84,7 @@ def choose_greedily(options: DecodingOptions, toy: Toy, mask_position: jax.Array
     rules = Rules(options, SPECIAL, jnp.asarray(FORBIDDEN))
     cache = empty_cache(len(mask_position), options.max_new_tokens)
     keys = jax.random.split(jax.random.key(0), len(mask_position))
-    return sampling.sample(toy.read, rules, cache, mask_position, keys)
+    return sampling.sample(toy.read, rules, cache, blank_at(mask_position), keys)
 
 
 def tokens_of(answer) -> list[list[int]]:

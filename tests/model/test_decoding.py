@@ -7,10 +7,14 @@ import numpy as np
 import pytest
 import slow_decoding
 
-from glm_jax.config import MeshConfig, from_dict, with_vocab_size
+from glm_jax.batch import Batch
+from glm_jax.config import MeshConfig, ModelConfig, from_dict, with_vocab_size
 from glm_jax.errors import UserError
 from glm_jax.model import decoding, glm
 from glm_jax.model.decoding import DecodingOptions, Draw, Filler, encode_context
+from glm_jax.model.sampling import forbidden_ids
+from glm_jax.objective import infill
+from glm_jax.objective.spans import Blanks
 from glm_jax.parallel.sharding import make_sharding
 from glm_jax.tokenizer import Tokenizer
 
@@ -30,7 +34,26 @@ def tokenizer(data_dir):
     return Tokenizer.load(data_dir / "tokenizer")
 
 
-@pytest.fixture(scope="module", params=["learned_2d", "rope_2d"])
+# The later members in miniature; `slot` has the residual of GLM-4-0414, `mixed` looks both ways.
+MODERN = {
+    "position": "rope_1d",
+    "rope_fraction": 0.5,
+    "rope_layout": "interleaved",
+    "num_heads": 4,
+    "num_kv_heads": 2,
+    "norm": "rmsnorm",
+    "activation": "swiglu",
+    "linear_bias": False,
+}
+MODELS = {
+    "learned_2d": {},
+    "rope_2d": {"position": "rope_2d"},
+    "slot": MODERN | {"span_position": "slot", "context": "causal", "residual": "sandwich"},
+    "mixed": MODERN | {"span_position": "mixed"},
+}
+
+
+@pytest.fixture(scope="module", params=MODELS)
 def model(request, tokenizer):
     values = {
         "num_layers": 2,
@@ -38,12 +61,12 @@ def model(request, tokenizer):
         "num_heads": 2,
         "mlp_dim": 64,
         "max_positions": 96,
-        "position": request.param,
         "init_std": 0.2,  # so that different contexts give different answers
         "dtype": "float32",
         "vocab_multiple": 64,
-    }
-    config = from_dict({"model": values, "data": {"seq_length": 96}})
+    } | MODELS[request.param]
+    blanks = {"shuffle_spans": False}
+    config = from_dict({"model": values, "objective": blanks, "data": {"seq_length": 96}})
     config = with_vocab_size(config, tokenizer.vocab_size).model
     return config, glm.init_params(config, jax.random.key(1))
 
@@ -68,6 +91,48 @@ def test_cached_batched_decoding_is_the_slow_one(model, tokenizer, filler, value
         assert result.token_ids == slow_decoding.fill(*model, tokenizer, text, options)
         assert result.answers == [tokenizer.decode(ids) for ids in result.token_ids]
     assert len({tuple(map(tuple, result.token_ids)) for result in filled}) == len(TEXTS)
+
+
+@pytest.mark.parametrize(
+    "text", [TEXTS[0], "[gMASK] is yellow.", "[sMASK] Gold [sMASK] is [sMASK] yellow."]
+)
+def test_answers_are_read_as_rows_of_training_are(model, tokenizer, filler, text):
+    """Every answer is the greedy one in the row that `infill` builds of the filled text."""
+    config, params = model
+    options = DecodingOptions(max_new_tokens=MAX_NEW, min_new_tokens=1)
+    (answers,) = (result.token_ids for result in filler.fill([text], options))
+    row = row_of(config, tokenizer.special, encode_context(text, tokenizer), answers)
+    columns = (row.tokens, row.position, row.block_position, row.kv_start, row.kv_end)
+    logits = glm.apply_logits(config, params, *(column[None] for column in columns))[0]
+    allowed = ~np.asarray(forbidden_ids(config.vocab_size, tokenizer))
+    ends = [tokenizer.special.eop, tokenizer.special.eos]
+    starts = np.flatnonzero(row.block_position == 1)
+    for start, answer in zip(starts, answers, strict=True):
+        for i, (token, scores) in enumerate(zip(answer, logits[start:], strict=False)):
+            scores = np.where(allowed, scores, -np.inf)
+            scores[ends] = -np.inf if i == 0 else scores[ends]
+            assert scores.argmax() == token
+        if len(answer) < MAX_NEW:
+            assert np.where(allowed, logits[start + len(answer)], -np.inf).argmax() in ends
+
+
+def row_of(config, special, context, answers) -> Batch:
+    """What `infill` makes of a text whose blanks, all of one kind, are filled."""
+    text, starts, at = [], [], 0
+    for blank, answer in zip(context.blanks, answers, strict=True):
+        text += context.tokens[at:blank].tolist()
+        starts.append(len(text))
+        text += answer
+        at = blank + 1
+    text = np.array([*text, *context.tokens[at:]], np.int32)
+    starts, lengths = np.array(starts), np.array([len(answer) for answer in answers])
+    blanks = Blanks(starts, starts + lengths, lengths < MAX_NEW)
+    mask_id = context.tokens[context.blanks[0]]
+    row = infill.build_pieces(
+        text, np.array([len(text)]), blanks, mask_id=mask_id, special=special, model=config
+    )
+    assert row.tokens[: len(context.tokens)].tolist() == context.tokens.tolist()
+    return row
 
 
 def test_draws_depend_on_seed_and_name_and_not_on_the_batch(filler):
@@ -176,6 +241,25 @@ def test_context_is_that_of_training(tokenizer):
     assert context.tokens[context.blanks[0]] == special.mask
     assert tokenizer.decode(context.tokens) == "Gold is."
     assert encode_context("Gold [gMASK]", tokenizer).tokens[-1] == special.gmask
+
+
+def test_answers_in_slots_need_positions_after_the_text(tokenizer):
+    text = "Gold is [MASK] and [MASK]"
+    length = len(encode_context(text, tokenizer).tokens)
+    config = ModelConfig(
+        vocab_size=tokenizer.vocab_size,
+        num_layers=1,
+        hidden_dim=32,
+        num_heads=2,
+        mlp_dim=64,
+        max_positions=length + 2 * 3,
+        span_position="slot",
+        dtype="float32",
+    )
+    filler = Filler(config, glm.init_params(config, jax.random.key(0)), tokenizer, batch_size=1)
+    assert len(filler.fill([text], DecodingOptions(max_new_tokens=3))[0].answers) == 2
+    with pytest.raises(UserError, match=f"{length + 8} tokens are more than the position table"):
+        filler.fill([text], DecodingOptions(max_new_tokens=4))
 
 
 def test_mistakes(model, filler):

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from glm_jax.errors import UserError
 from glm_jax.model.attention import KVCache
+from glm_jax.model.coordinates import Blank
 from glm_jax.model.sampling import (
     DecodingOptions,
     Rules,
@@ -143,13 +144,14 @@ def test_repeated_ngrams_are_those_of_a_set(n, slots):
 def draw(options: DecodingOptions, logits, num: int = 64):
     """Answers from a model that always has the same logits [V]; its cache is empty."""
 
-    def read(cache, tokens, mask_position, first):
+    def read(cache, tokens, blank, first):
         return jnp.broadcast_to(logits, (*tokens.shape, len(logits))), cache
 
     cache = KVCache(jnp.zeros(()), jnp.zeros(()), jnp.zeros(num, jnp.int32))
     keys = jax.random.split(jax.random.key(options.seed), num)
     rules = Rules(options, SPECIAL, jnp.asarray(FORBIDDEN))
-    cache, answer = sample(read, rules, cache, jnp.ones(num, jnp.int32), keys)
+    blank = Blank(jnp.ones(num, jnp.int32), jnp.zeros(num, bool))
+    cache, answer = sample(read, rules, cache, blank, keys)
     return answer, cache.length
 
 

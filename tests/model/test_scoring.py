@@ -35,9 +35,25 @@ def devices(data: int, fsdp: int = 1, model: int = 1):
 ONE_DEVICE = devices(1)
 
 
-@pytest.fixture(scope="module", params=["learned_2d", "rope_2d"])
+MODELS = {
+    "learned_2d": CONFIG,
+    "rope_2d": dataclasses.replace(CONFIG, position="rope_2d"),
+    "slot": dataclasses.replace(
+        CONFIG,
+        position="rope_1d",
+        num_kv_heads=2,
+        span_position="slot",
+        context="causal",
+        norm="rmsnorm",
+        activation="swiglu",
+    ),
+    "mixed": dataclasses.replace(CONFIG, position="rope_1d", span_position="mixed"),
+}
+
+
+@pytest.fixture(scope="module", params=MODELS)
 def model(request):
-    config = dataclasses.replace(CONFIG, position=request.param)
+    config = MODELS[request.param]
     return config, glm.init_params(config, jax.random.key(0))
 
 
@@ -45,10 +61,12 @@ def tokens(rng, length: int) -> np.ndarray:
     return rng.integers(16, VOCAB, length).astype(np.int32)
 
 
-def make_request(rng, context: int, answers: list[int], given: int = 0) -> Request:
+def make_request(
+    rng, context: int, answers: list[int], given: int = 0, mask_id: int = SPECIAL.mask
+) -> Request:
     part_a = tokens(rng, context)
     part_a[0], mask = SPECIAL.cls, int(rng.integers(1, context))
-    part_a[mask] = SPECIAL.mask
+    part_a[mask] = mask_id
     return Request(part_a, mask, [tokens(rng, length) for length in answers], given)
 
 
@@ -65,6 +83,8 @@ def requests() -> list[Request]:
         make_request(rng, 17, [1, 1, 1, 1, 1, 1]),
         make_request(rng, 45, [5, 4], given=2),
         make_request(rng, 50, [6], given=3),
+        *(make_request(rng, 41, [3, n], mask_id=SPECIAL.gmask) for n in (7, 5)),
+        make_request(rng, 11, [6], mask_id=SPECIAL.gmask),
     ]
 
 
@@ -79,9 +99,15 @@ forward = jax.jit(glm.apply_logits, static_argnums=0)
 def slow_scores(config, params, request: Request) -> list[tuple[np.ndarray, np.ndarray]]:
     results, context = [], len(request.context)
     for answer in request.answers:
-        rows = [[token, i, 0, context] for i, token in enumerate(request.context)]
+        causal, positions = config.context == "causal", config.span_position
+        is_document = request.context[request.mask] == SPECIAL.gmask
+        in_slots = positions == "slot" or (positions == "mixed" and is_document)
+        rows = [
+            [token, i, 0, i + 1 if causal else context] for i, token in enumerate(request.context)
+        ]
         for i, token in enumerate([SPECIAL.sop, *answer[:-1]]):
-            rows.append([token, request.mask, i + 1, context + i + 1])
+            position = context + i if in_slots else request.mask
+            rows.append([token, position, i + 1, context + i + 1])
         padding = [[0, 0, 0, 0]] * (LENGTH - len(rows))
         columns = np.array(rows + padding, np.int32).T[:, None]
         logits = forward(config, params, *columns[:3], np.zeros_like(columns[0]), columns[3])
@@ -178,6 +204,10 @@ def test_what_the_position_table_cannot_number_is_refused():
         scorer.score([make_request(rng, 97, [2, 3])])
     check_fits(CONFIG, make_request(rng, 96, [96]))
     check_fits(dataclasses.replace(CONFIG, position="rope_2d"), make_request(rng, 97, [97]))
+    in_slots = dataclasses.replace(CONFIG, span_position="slot")
+    check_fits(in_slots, make_request(rng, 90, [6]))
+    with pytest.raises(UserError, match=r"context with its answer has 97 tokens"):
+        check_fits(in_slots, make_request(rng, 90, [2, 7]))
 
 
 def test_no_requests():

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
+from glm_jax.config import ModelConfig
 from glm_jax.objective import infill
 from glm_jax.objective.spans import Blanks
 from glm_jax.tokenizer import SpecialTokens
@@ -87,6 +88,30 @@ def test_prefix_split_golden():
     assert sample.weights.sum() == 9
 
 
+def test_glm_130b_golden():
+    """A [gMASK] answer counts on from Part A, a [MASK] answer has its mask's position."""
+    tokens, model = np.arange(1000, 1008, dtype=np.int32), ModelConfig(span_position="mixed")
+    document, token = (
+        infill.build(tokens, [(2, 5)], mask_id=mask_id, special=BERT, model=model)
+        for mask_id in (BERT.gmask, BERT.mask)
+    )
+    assert document.position.tolist() == [*range(10)]
+    assert document.block_position.tolist() == [0] * 6 + [1, 2, 3, 4]
+    assert document.kv_end.tolist() == [6] * 6 + [7, 8, 9, 10]
+    assert token.position.tolist() == [*range(6), 2, 2, 2, 2]
+
+
+def test_chatglm2_golden():
+    """`[gMASK] sop text`: one causal sequence."""
+    tokens = np.arange(1000, 1005, dtype=np.int32)
+    model = ModelConfig(span_position="slot", context="causal")
+    sample = infill.build_prefix_split(tokens, 0, mask_id=BERT.gmask, special=BERT, model=model)
+    assert sample.tokens.tolist() == [BERT.gmask, BERT.sop, 1000, 1001, 1002, 1003]
+    assert sample.targets[1:].tolist() == tokens.tolist()
+    assert sample.position.tolist() == [*range(6)]
+    assert sample.kv_end.tolist() == [*range(1, 7)]
+
+
 def test_adjacent_sentence_blanks_golden():
     tokens = np.array([101, 1, 2, 3, 4], np.int32)
     sample = infill.build(tokens, [(3, 5), (1, 3)], mask_id=BERT.smask, special=BERT)
@@ -158,6 +183,33 @@ def test_laws_of_a_row(window):
             assert list(seen) == list(range(slots[0], last + 1))
         assert text_of(row, context, targets) == tokens[piece_start:end].tolist()
         piece_start = end
+
+
+@hypothesis.given(
+    windows(),
+    st.sampled_from(["blank", "slot", "mixed"]),
+    st.sampled_from(["bidirectional", "causal"]),
+    st.sampled_from([SPECIAL.mask, SPECIAL.gmask]),
+)
+@hypothesis.settings(max_examples=100, deadline=None)
+def test_options_change_answers_positions_and_what_a_context_sees(
+    window, span_position, context, mask_id
+):
+    tokens, piece_end, blanks = window
+    blanks = Blanks(*(np.array(x) for x in zip(*blanks, strict=True)))
+    model = ModelConfig(span_position=span_position, context=context)
+    plain, sample = (
+        infill.build_pieces(tokens, piece_end, blanks, mask_id=mask_id, special=SPECIAL, model=m)
+        for m in (ModelConfig(), model)
+    )
+    counts = span_position == "slot" or (span_position == "mixed" and mask_id == SPECIAL.gmask)
+    for slot, segment in enumerate(plain.segment):
+        first = plain.segment.tolist().index(segment)
+        assert sample.position[slot] == (slot - first if counts else plain.position[slot])
+        assert sample.kv_end[slot] == (slot + 1 if context == "causal" else plain.kv_end[slot])
+    same = {"position": plain.position, "kv_end": plain.kv_end}
+    for ours, theirs in zip(sample._replace(**same), plain, strict=True):
+        assert ours.tolist() == theirs.tolist()
 
 
 def text_of(row, context, targets) -> list[int]:

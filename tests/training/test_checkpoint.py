@@ -28,10 +28,11 @@ from glm_jax.errors import UserError
 from glm_jax.parallel.sharding import make_sharding
 from glm_jax.training import manifest
 from glm_jax.training.bad_steps import History
-from glm_jax.training.checkpoint import Checkpoints, Restored, load_params
+from glm_jax.training.checkpoint import Checkpoints, Restored
 from glm_jax.training.health import health
 from glm_jax.training.step import TrainState, state_shardings
 from glm_jax.training.step_folders import superseded
+from glm_jax.training.trained_params import load_params
 
 CONFIG = tiny_config()
 SMALL = {"num_layers": 1, "hidden_dim": 16, "mlp_dim": 16, "num_heads": 2}

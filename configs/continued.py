@@ -1,0 +1,43 @@
+"""Continued pretraining of whatever model a folder holds: a hub checkpoint or an export of ours.
+
+What: the architecture is read from the folder; its own context and positions are kept. Models that
+  read a context in both directions learn all three kinds of blanks, causal ones [gMASK] rows alone.
+Cost: that of the model (docs/recipes.md has the released ones).
+Command: python -m glm_jax.train --config=configs/continued.py:FOLDER --config.data.dir=DATA
+  --workdir=RUN, on data prepared with the tokenizer of the folder (tokenizers/convert.py).
+Expected loss: not known; it depends on the model and the text.
+Source: ours; learning rate and schedule as in configs/chatglm.py.
+"""
+
+import ml_collections
+
+from glm_jax import config
+from glm_jax.errors import UserError
+from glm_jax.layouts.folder import open_checkpoint
+
+_LONGEST_ROW = 2048
+
+
+def get_config(folder: str = "") -> ml_collections.ConfigDict:
+    if not folder:
+        raise UserError("configs/continued.py needs a folder: --config=configs/continued.py:FOLDER")
+    model = open_checkpoint(folder, compare_checksums=False).config
+    c = ml_collections.ConfigDict(config.default_dict())
+    c.init_from = folder
+    c.model = config.to_dict(model)
+    c.data.seq_length = min(_LONGEST_ROW, model.max_positions)
+    if model.context == "causal":
+        c.objective.token_weight, c.objective.document_weight = 0.0, 1.0
+        c.objective.document_infill_prob, c.objective.document_min_ratio = 0.0, 1.0
+    else:
+        c.objective.token_weight = 0.4
+        c.objective.sentence_weight = 0.3
+        c.objective.document_weight = 0.3
+    c.optimizer.learning_rate = 2e-5
+    c.optimizer.schedule = "wsd"
+    c.optimizer.warmup_steps = 500
+    c.optimizer.cooldown_steps = 2_000
+    c.optimizer.b2, c.optimizer.eps = 0.95, 1e-8
+    c.training.steps = 10_000
+    c.mesh.data, c.mesh.fsdp = 1, -1
+    return c

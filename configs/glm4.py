@@ -1,0 +1,49 @@
+"""GLM-4-9B, GLM-4-9B-0414 and GLM-4-32B-0414: continued pretraining of the released weights.
+
+What: causal models, so rows are [gMASK] alone: a document is written from its first two tokens on,
+  as close as rows come to the `[gMASK] <sop> text` of the released models.
+Cost: parameters, slots, training FLOPs, weights with gradients and AdamW (docs/recipes.md: how).
+  9b: 9.4B, 1.0e10, 5.9e20, 150.4 GB
+  0414_9b: 9.4B, 1.0e10, 5.9e20, 150.4 GB
+  0414_32b: 32.6B, 1.0e10, 2.0e21, 521.1 GB
+Command: python -m glm_jax.train --config=configs/glm4.py:9b --config.init_from=DIR
+  --config.data.dir=DATA --workdir=RUN, on data prepared with the tokenizer of the released model.
+Expected loss: not known; nobody has run these recipes here.
+Source: ours. How these models were pretrained was never published beyond the number of tokens
+  (about 10T for 9b, 15T for 0414_32b). The learning rate is a cautious guess, to keep what was
+  learned; a batch is a million slots; the schedule holds its peak, so that a longer run shares its
+  first steps, and its cooldown is the last fifth (arXiv 2405.18392). Two heads of keys:
+  `mesh.model` is at most 2.
+"""
+
+import ml_collections
+
+from glm_jax import config
+from glm_jax.errors import UserError
+from glm_jax.model.presets import preset
+
+VARIANTS = {"9b": "glm4_9b", "0414_9b": "glm4_0414_9b", "0414_32b": "glm4_0414_32b"}
+
+
+def get_config(variant: str = "9b") -> ml_collections.ConfigDict:
+    if variant not in VARIANTS:
+        known = ", ".join(VARIANTS)
+        raise UserError(f"configs/glm4.py has no variant {variant!r}; known: {known}")
+    c = ml_collections.ConfigDict(config.default_dict())
+    c.model = config.to_dict(preset(VARIANTS[variant]))
+    c.model.remat = "full"
+    c.data.seq_length = 8192
+    c.data.num_workers = 4
+    c.objective.token_weight, c.objective.document_weight = 0.0, 1.0
+    c.objective.document_min_ratio = 1.0
+    c.objective.document_infill_prob = 0.0
+    c.optimizer.learning_rate = 1e-5 if variant == "0414_32b" else 2e-5
+    c.optimizer.schedule = "wsd"
+    c.optimizer.warmup_steps = 500
+    c.optimizer.cooldown_steps = 2_000
+    c.optimizer.b2, c.optimizer.eps = 0.95, 1e-8
+    c.training.batch_size = 128
+    c.training.steps = 10_000
+    c.mesh.data, c.mesh.fsdp = 1, -1
+    c.checkpoint.keep_every = 2_500
+    return c
