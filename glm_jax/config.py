@@ -100,6 +100,7 @@ class InitConfig:
     layout: str = "auto"  # a name from glm_jax.layouts.LAYOUTS; auto: by its config and tensors
     resize_vocab: bool = False  # add rows to its vocabulary, or drop the last ones
     extend_positions: bool = False  # add rows to its position tables
+    copy_rows: tuple[str, ...] = ()  # "FROM:TO": vocabulary rows that take the values of others
 
 
 @dataclasses.dataclass(frozen=True)

@@ -52,6 +52,7 @@ def define_flags() -> None:
     flags.DEFINE_enum("dtype", None, DTYPES, "Of the weights; by default float32, or the folder's.")
     flags.DEFINE_integer("vocab_size", 0, "Embedding rows to write; 0: as many as there are.", 0)
     flags.DEFINE_integer("max_positions", 0, "Longer learned position tables; 0: as they are.", 0)
+    flags.DEFINE_multi_string("copy_rows", [], "FROM:TO, a vocabulary row and its copy.")
     flags.DEFINE_string("tokenizer", None, "Folder: a tokenizer made by tokenizers/convert.py.")
     flags.DEFINE_string("license", "", "Licence for the card; by default that of the origin.")
     flags.DEFINE_string("base_model", "", "Name of the origin; by default as its card has it.")
@@ -163,15 +164,15 @@ def _open(path: Path) -> Model:
         model = _open_folder(path)
     else:
         raise UserError(f"--from {path} is neither a run nor a released checkpoint")
-    if not (FLAGS.vocab_size or FLAGS.max_positions):
+    changes = {name: FLAGS[name].value for name in ("vocab_size", "max_positions", "copy_rows")}
+    if not any(changes.values()):
         return model
-    sizes = {"vocab_size": FLAGS.vocab_size, "max_positions": FLAGS.max_positions}
     if model.tokenizer is not None and 0 < FLAGS.vocab_size < model.tokenizer.vocab_size:
         raise UserError(
             f"--vocab_size {FLAGS.vocab_size} is smaller than the tokenizer "
             f"({model.tokenizer.vocab_size})"
         )
-    resized = Resized(model.source, **sizes)
+    resized = Resized(model.source, **changes)
     return model._replace(source=resized, said=[*model.said, *resized.describe()])
 
 

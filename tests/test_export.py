@@ -41,6 +41,7 @@ FILES = [
     "config.json",
     "configuration_glm_jax.py",
     "generation_config.json",
+    "layers_glm_jax.py",
     "model.safetensors",
     "modeling_glm_jax.py",
     "sha256sums.txt",

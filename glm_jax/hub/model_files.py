@@ -14,7 +14,12 @@ from glm_jax.hub.origin import Origin
 from glm_jax.layouts.table import Layout
 from glm_jax.tokenizer import Tokenizer
 
-MODEL_CODE = ("configuration_glm_jax.py", "blanks_glm_jax.py", "modeling_glm_jax.py")
+MODEL_CODE = (
+    "configuration_glm_jax.py",
+    "blanks_glm_jax.py",
+    "layers_glm_jax.py",
+    "modeling_glm_jax.py",
+)
 
 EXPORTED_BY = "glm_jax_version"
 """The field of config.json that marks an export of this program."""

@@ -103,5 +103,10 @@ def _resized(config: Config, checkpoint: Checkpoint) -> tuple[ParamSource, list[
             "config.init.extend_positions=True adds rows to the tables"
         )
     max_positions = new.max_positions if longer else 0
-    resized = Resized(checkpoint.source, vocab_size=new.vocab_size, max_positions=max_positions)
+    resized = Resized(
+        checkpoint.source,
+        vocab_size=new.vocab_size,
+        max_positions=max_positions,
+        copy_rows=config.init.copy_rows,
+    )
     return resized, [f"  {line}" for line in resized.describe()]

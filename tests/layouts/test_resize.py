@@ -55,6 +55,22 @@ def test_new_rows_are_fresh_and_depend_on_their_number_alone():
         assert len(np.unique(new[:, 0])) == len(new)
 
 
+def test_rows_are_copied_where_they_are_named():
+    before, after, source = resized("glm4", vocab_size=170, copy_rows=["7:9", "150:165"])
+    for name, axis in (("token_embedding/embedding", 0), ("head/kernel", 1)):
+        old, new = np.moveaxis(before[name], axis, 0), np.moveaxis(after[name], axis, 0)
+        np.testing.assert_array_equal(new[[9, 165]], old[[7, 150]])
+        rest = [i for i in range(160) if i != 9]
+        np.testing.assert_array_equal(new[rest], old[rest])
+    assert source.describe()[-2:] == [
+        "vocabulary row 7 copied to 9",
+        "vocabulary row 150 copied to 165",
+    ]
+    for wrong in ("7", "7:", "a:9", "7:170", "165:9"):
+        with pytest.raises(UserError, match=wrong):
+            resized("glm4", vocab_size=170, copy_rows=[wrong])
+
+
 def test_position_tables_grow_and_are_never_cut():
     before, after, _ = resized("glm_2021", max_positions=100)
     for name in ("position_embedding/embedding", "block_position_embedding/embedding"):
@@ -69,7 +85,9 @@ def test_position_tables_grow_and_are_never_cut():
         resized("glm4", max_positions=128)
 
 
-@pytest.mark.parametrize("sizes", [{"vocab_size": 200}, {"max_positions": 127}, {}])
+@pytest.mark.parametrize(
+    "sizes", [{"vocab_size": 200, "copy_rows": ["3:150"]}, {"max_positions": 127}, {}]
+)
 def test_shards_are_parts_of_the_whole(sizes):
     """Every mesh gets the same values, each device its own part."""
     layout = "glm_2021"
