@@ -6,8 +6,9 @@
 A synthetic checkpoint of the ChatGLM2 layout (width 2,560, 20 heads, 65,024 words, bfloat16, shards
 of 1 GB) becomes one of the native layout `glm` with `python -m glm_jax.export`. The peer loads that
 and saves it again with `from_pretrained` and `save_pretrained`, as little as there is to do without
-a conversion. Each is a process of its own; memory is the most that it had resident (ru_maxrss).
-Both read files that were written just before, from memory where there is enough of it.
+a conversion. The third row loads the source into JAX arrays, as `config.init_from` does; they are
+part of its memory. Each is a process of its own; memory is the most that it had resident
+(ru_maxrss). All read files that were written just before, from memory where there is enough of it.
 """
 
 from __future__ import annotations
@@ -38,6 +39,18 @@ from transformers import AutoModelForCausalLM
 source, out = sys.argv[1:]
 model = AutoModelForCausalLM.from_pretrained(source, torch_dtype=torch.bfloat16)
 model.save_pretrained(out, max_shard_size="1GB")
+"""
+
+INIT = """
+import sys, jax
+from glm_jax.config import MeshConfig
+from glm_jax.layouts.folder import open_checkpoint
+from glm_jax.layouts.init_from import load_sharded
+from glm_jax.model.glm import abstract_params
+from glm_jax.parallel.sharding import make_sharding
+checkpoint = open_checkpoint(sys.argv[1])
+shardings = make_sharding(MeshConfig()).tree(*abstract_params(checkpoint.config))
+jax.block_until_ready(load_sharded(checkpoint.source, shardings, "bfloat16"))
 """
 
 
@@ -76,6 +89,7 @@ def main() -> None:
                 f"--layout={TARGET}", "--max_shard_size=1GB", "--license=x", "--base_model=x",
             ),
             "transformers, load and save glm": timed("-c", PEER, str(converted), str(saved)),
+            "config.init_from, chatglm2 in bfloat16": timed("-c", INIT, str(source)),
         }  # fmt: skip
     print("\n| | seconds | MB/s | resident at most, MB |\n|---|---|---|---|")
     for name, (seconds, memory) in rows.items():

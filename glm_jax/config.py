@@ -67,10 +67,6 @@ class ModelConfig:
         return self.kv_heads != self.num_heads
 
     @property
-    def mlp_ratio(self) -> float:
-        return self.mlp_dim / self.hidden_dim
-
-    @property
     def rotary_dim(self) -> int:
         """Dimensions of a head that one coordinate turns; 0 for learned positions."""
         if self.position == "learned_2d":

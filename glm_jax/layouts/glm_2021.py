@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from glm_jax.config import ModelConfig
+from glm_jax.errors import UserError
 from glm_jax.layouts.published_config import Fields, model_config, num_layers
 from glm_jax.layouts.table import Block, Layout, Row, Same, norm, projection
 
@@ -90,18 +91,26 @@ def write_config(config: ModelConfig) -> dict[str, Any]:
     }
 
 
+def _check_class(config: ModelConfig) -> None:
+    for field, fixed in (("mlp_dim", 4 * config.hidden_dim), ("norm_eps", 1e-5)):
+        if getattr(config, field) != fixed:
+            raise UserError(
+                f"layout glm_2021: the published class has model.{field} = {fixed:g} at this "
+                f"width, this model has {getattr(config, field):g}"
+            )
+
+
 LAYOUT = Layout(
     name="glm_2021",
     prefix="glm.",
+    check_code=_check_class,
     read_config=read_config,
     write_config=write_config,
     requires={
         "position": ("learned_2d",),
         "residual": ("pre",),
         "norm": ("layernorm",),
-        "norm_eps": (1e-5,),
         "activation": ("gelu_tanh", "gelu"),
-        "mlp_ratio": (4.0,),
         "is_grouped": (False,),
         "qkv_bias": (True,),
         "linear_bias": (True,),
