@@ -12,7 +12,8 @@ from glm_jax.layouts.safetensors_files import SafetensorsFiles
 torch = pytest.importorskip("torch", reason="needs PyTorch")
 pytest.importorskip("transformers", reason="needs transformers")
 
-from torch_models import CHATGLM2, NUM_CONTROL, random_model, torch_model  # noqa: E402
+from layouts.tiny_models import MODELS as TINY  # noqa: E402
+from torch_models import NUM_CONTROL, random_model, torch_model  # noqa: E402
 
 from glm_jax.hub.blanks_glm_jax import Row  # noqa: E402
 from glm_jax.hub.modeling_glm_jax import GLMJaxRMSNorm  # noqa: E402
@@ -49,11 +50,11 @@ GLM_130B = dataclasses.replace(
     tie_embeddings=True,
 )
 MIXED = dataclasses.replace(GLM_130B, tie_embeddings=False)
-SANDWICH = dataclasses.replace(CHATGLM2, residual="sandwich", context="bidirectional")
+SANDWICH = dataclasses.replace(TINY["chatglm2"], residual="sandwich", context="bidirectional")
 MODELS = {
     "learned_2d": UNTIED,
     "rope_2d": ROTARY,
-    "causal": CHATGLM2,
+    "causal": TINY["chatglm2"],
     "sandwich": SANDWICH,
     "mixed": MIXED,
 }
@@ -62,7 +63,7 @@ PUBLISHED = {
     "glm_2021_scaled": ("glm_2021", LEARNED),
     "chatglm_v1": ("chatglm", ROTARY),
     "glm_130b": ("glm_130b", GLM_130B),
-    "chatglm2": ("chatglm2", CHATGLM2),
+    "chatglm2": ("chatglm2", TINY["chatglm2"]),
 }
 MASK, SMASK, GMASK, SOP, EOP, EOS, CLS = 4, 5, 6, 7, 8, 2, 3
 
@@ -305,7 +306,7 @@ TEXTS = [
 
 def test_a_family_without_cls_and_with_one_mask_token(hub_tokenizer):
     ids = {"cls_token_id": None, "mask_token_ids": [GMASK] * 3}
-    config = random_model(CHATGLM2, **ids).config
+    config = random_model(TINY["chatglm2"], **ids).config
     row = Row.read("The cat [sMASK] on", hub_tokenizer, config)
     words = hub_tokenizer(["The cat", " on"], add_special_tokens=False).input_ids
     assert row.ids == [*words[0], GMASK, *words[1], EOS]
@@ -315,7 +316,7 @@ def test_a_family_without_cls_and_with_one_mask_token(hub_tokenizer):
 
 def test_a_config_comes_back(tmp_path):
     ids = {"cls_token_id": None, "pad_token_id": EOS, "eos_token_id": EOS}
-    config = random_model(CHATGLM2, **ids).config
+    config = random_model(TINY["chatglm2"], **ids).config
     config.save_pretrained(tmp_path)
     assert type(config).from_pretrained(tmp_path).to_dict() == config.to_dict()
     assert config.cls_token_id is None

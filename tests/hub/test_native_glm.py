@@ -11,14 +11,17 @@ from glm_jax.config import ModelConfig
 torch = pytest.importorskip("torch", reason="needs PyTorch")
 transformers = pytest.importorskip("transformers", reason="needs transformers")
 
-from torch_models import CHATGLM2, random_params, torch_model  # noqa: E402
+from layouts.tiny_models import MODELS, random_params  # noqa: E402
+from torch_models import torch_model  # noqa: E402
 
 pytestmark = pytest.mark.torch
 torch.set_num_threads(1)  # the models are too small to share
 
 CONFIGS = {
-    "glm": dataclasses.replace(CHATGLM2, norm_eps=1.5625e-7, rope_base=5e6),
-    "glm4": dataclasses.replace(CHATGLM2, residual="sandwich", num_kv_heads=4, qkv_bias=False),
+    "glm": MODELS["glm"],
+    "glm4": dataclasses.replace(
+        MODELS["chatglm2"], residual="sandwich", num_kv_heads=4, qkv_bias=False
+    ),
 }
 SPECIAL = {"mask_token_ids": [6, 6, 6], "cls_token_id": None, "eos_token_id": 2, "pad_token_id": 2}
 GMASK, SOP, PAD = 6, 7, 2
@@ -51,7 +54,7 @@ def models(request):
 
 def random_tokens(*shape: int):
     rng = np.random.default_rng(0)
-    return torch.from_numpy(rng.integers(10, CHATGLM2.vocab_size, shape))
+    return torch.from_numpy(rng.integers(10, MODELS["chatglm2"].vocab_size, shape))
 
 
 def test_logits_loss_and_gradients(models):

@@ -19,7 +19,7 @@ from glm_jax.layouts.sources import ArraySource
 pytest.importorskip("torch", reason="needs PyTorch")
 pytest.importorskip("transformers", reason="needs transformers")
 
-from torch_models import CHATGLM2, random_params
+from layouts.tiny_models import MODELS, random_params, write_folder
 
 pytestmark = [pytest.mark.torch, pytest.mark.slow]
 
@@ -29,7 +29,7 @@ LEARNED = ModelConfig(
 )
 CONFIGS = {
     "learned_2d": LEARNED,
-    "sandwich": dataclasses.replace(CHATGLM2, vocab_size=512, residual="sandwich"),
+    "sandwich": dataclasses.replace(MODELS["glm4"], vocab_size=512),
 }
 TEXTS = ["The cat [MASK] on the mat and [sMASK]", "北京是[MASK]的首都。", "It was [gMASK]"]
 
@@ -60,11 +60,30 @@ print(json.dumps([transformers.__version__, answers, beams]))
 """
 
 
-def run(folder: Path, home: Path, *search_path: Path):
+NATIVE_PROGRAM = """
+import json
+import sys
+
+import numpy as np
+import torch
+import transformers
+
+folder, result = sys.argv[1:]
+torch.set_num_threads(1)
+model = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
+tokens = torch.from_numpy(np.random.default_rng(0).integers(0, 160, (2, 20)))
+greedy = model.generate(tokens, do_sample=False, max_new_tokens=32, pad_token_id=0).tolist()
+with torch.no_grad():
+    np.savez(result, float32=model(tokens).logits.numpy())
+print(json.dumps([transformers.__version__, type(model).__name__, greedy]))
+"""
+
+
+def run(folder: Path, home: Path, *search_path: Path, program: str = PROGRAM):
     """What the program computed and printed, with modules of its own."""
     home.mkdir()
     finished = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(folder), str(home / "result.npz")],
+        [sys.executable, "-c", program, str(folder), str(home / "result.npz")],
         cwd=home,
         env={
             **os.environ,
@@ -82,9 +101,12 @@ def run(folder: Path, home: Path, *search_path: Path):
     return version, generated, np.load(home / "result.npz")
 
 
-@pytest.mark.skipif(
+needs_oldest = pytest.mark.skipif(
     not OLDEST.exists(), reason=f"{OLDEST} is absent: launch/test.sh --all makes it"
 )
+
+
+@needs_oldest
 @pytest.mark.parametrize("name", CONFIGS)
 def test_the_oldest_transformers_computes_what_the_installed_one_does(tokenizer, tmp_path, name):
     config, folder = CONFIGS[name], tmp_path / "export"
@@ -100,3 +122,17 @@ def test_the_oldest_transformers_computes_what_the_installed_one_does(tokenizer,
     assert numbers["tokens"].tolist() == published["tokens"].tolist()
     np.testing.assert_allclose(numbers["float32"], published["float32"], rtol=0, atol=1e-5)
     np.testing.assert_allclose(numbers["float64"], published["float64"], rtol=0, atol=1e-6)
+
+
+@needs_oldest
+def test_the_native_layout_is_read_by_both(tmp_path):
+    config = MODELS["glm"]
+    folder = write_folder(tmp_path / "glm", "glm", random_params(config), config)
+    version, generated, numbers = run(folder, tmp_path / "old", OLDEST, program=NATIVE_PROGRAM)
+    assert version.startswith("4.46.")
+    installed, expected, published = run(folder, tmp_path / "new", program=NATIVE_PROGRAM)
+    assert int(installed.split(".")[0]) >= 5
+    assert generated == expected
+    assert generated[0] == "GlmForCausalLM"
+    assert len(generated[1][0]) == 52
+    np.testing.assert_allclose(numbers["float32"], published["float32"], rtol=0, atol=1e-5)

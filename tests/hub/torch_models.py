@@ -1,37 +1,16 @@
 """The torch class in float64, with weights of ours."""
 
-import numpy as np
 import torch
+from layouts.tiny_models import random_params
 
 from glm_jax import layouts
 from glm_jax.config import ModelConfig
 from glm_jax.hub.configuration_glm_jax import GLMJaxConfig
 from glm_jax.hub.modeling_glm_jax import GLMJaxForBlankInfilling
-from glm_jax.layouts import parameters
 from glm_jax.tokenizer import SPECIAL_PIECES
 
 NUM_CONTROL = len(SPECIAL_PIECES)
 _HUB_ONLY = ("architectures", "auto_map", "model_type")
-
-# ChatGLM2's architecture in miniature.
-CHATGLM2 = ModelConfig(
-    vocab_size=160,
-    num_layers=3,
-    hidden_dim=64,
-    num_heads=4,
-    num_kv_heads=2,
-    mlp_dim=168,
-    max_positions=64,
-    position="rope_1d",
-    span_position="slot",
-    context="causal",
-    rope_fraction=0.5,
-    rope_layout="interleaved",
-    norm="rmsnorm",
-    activation="swiglu",
-    linear_bias=False,
-    tie_embeddings=False,
-)
 
 
 def torch_model(config: ModelConfig, params: dict | None = None, **overrides):
@@ -47,17 +26,6 @@ def torch_model(config: ModelConfig, params: dict | None = None, **overrides):
         missing, unexpected = model.load_state_dict(state, strict=False)
         assert (missing, unexpected) == (["lm_head.weight"] * config.tie_embeddings, [])
     return model
-
-
-def random_params(config: ModelConfig) -> dict:
-    """Weights large enough that greedy answers depend on all of the input."""
-    rng = np.random.default_rng(1)
-    scale = {"embedding": 0.5, "kernel": 0.15, "bias": 0.05, "scale": 0.1}
-    flat = {
-        name: rng.normal(scale=scale[name.split("/")[-1]], size=shape) + name.endswith("scale")
-        for name, shape in parameters.shapes(config).items()
-    }
-    return parameters.unflatten(flat)
 
 
 def random_model(config: ModelConfig, **overrides):
