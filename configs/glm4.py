@@ -9,6 +9,8 @@ Cost: parameters, slots, training FLOPs, weights with gradients and AdamW (docs/
 Command: python -m glm_jax.train --config=configs/glm4.py:9b --config.init_from=DIR
   --config.data.dir=DATA --workdir=RUN, on data prepared with the tokenizer of the released model.
 Expected loss: not known; nobody has run these recipes here.
+Variants: 9b has the base of the rotary positions of the 128K chat release; another release has its
+  own, and configs/continued.py reads it from the folder.
 Source: ours. How these models were pretrained was never published beyond the number of tokens
   (about 10T for 9b, 15T for 0414_32b). The learning rate is a cautious guess, to keep what was
   learned; a batch is a million slots; the schedule holds its peak, so that a longer run shares its

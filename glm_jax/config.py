@@ -306,16 +306,16 @@ def _ill_typed(name: str, expected: str, value) -> UserError:
     return UserError(f"config.{name} must be {expected}, got {type(value).__name__} {value!r}")
 
 
-_FREE_SECTIONS = ("optimizer", "training", "bad_steps", "logging", "mesh", "checkpoint")
-_FREE_FIELDS = ("model.remat", "model.scan_layers", "model.attention_backend", "data.dir")
-_FREE_FIELDS += ("data.tokenizer", "data.num_workers", "data.prefetch")
+_FREE_SECTIONS = ("init", "optimizer", "training", "bad_steps", "logging", "mesh", "checkpoint")
+_FREE_FIELDS = ("init_from", "model.remat", "model.scan_layers", "model.attention_backend")
+_FREE_FIELDS += ("data.dir", "data.tokenizer", "data.num_workers", "data.prefetch")
 
 
 def run_identity(config: Config) -> dict[str, typing.Any]:
     """The fields that decide a run's rows and parameters, by dotted name.
 
     A run may be resumed with other values of everything else: a longer schedule, another mesh,
-    data that moved to another folder.
+    data that moved to another folder. What it started from is in its checkpoints.
     """
     flat = _flatten(to_dict(config), "")
     return {

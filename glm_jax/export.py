@@ -22,8 +22,8 @@ from glm_jax import cli
 from glm_jax.errors import UserError
 from glm_jax.folders import written_whole
 from glm_jax.hub.model_card import check_licence, faithfulness, write_model_card
-from glm_jax.hub.model_files import EXPORTED_BY, Release, token_ids, write_model_files
-from glm_jax.hub.origin import Origin, origin_of_checkpoint, origin_of_run
+from glm_jax.hub.model_files import Release, token_ids, write_model_files
+from glm_jax.hub.origin import EXPORTED_BY, Origin, origin_of_checkpoint, origin_of_run
 from glm_jax.hub.tokenizer_files import write_tokenizer
 from glm_jax.hub.verification import Check, check_torch, verify
 from glm_jax.layouts import LAYOUTS, find_layout, write_weights
@@ -38,7 +38,8 @@ FLAGS = flags.FLAGS
 
 DTYPES = ("float32", "bfloat16", "float16")
 _TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*")
-_TOKENIZER_FILES += ("merges.txt", "*.model", "chat_template.jinja")
+_TOKENIZER_FILES += ("merges.txt", "*.model")
+_CHAT_TEMPLATE = "chat_template.jinja"
 
 
 def define_flags() -> None:
@@ -131,7 +132,7 @@ def export_model(
     release.layout.check_fits(release.config)
     release.layout.check_code(release.config)
     check_licence(release, license_, base_model)
-    token_ids(release)  # refuses before anything is written
+    _check_tokens(release)
     with written_whole(out) as partial:
         dtype = np.dtype(release.dtype)
         write_weights(release.layout, source, partial, dtype, max_shard_size)
@@ -193,14 +194,46 @@ def _open_folder(path: Path) -> Model:
         if FLAGS[flag].value:
             raise UserError(f"--{flag} is for a run, --from {path} is a released checkpoint")
     checkpoint = open_checkpoint(path)
-    kept = str(checkpoint.dtype)
+    kept = checkpoint.dtypes
+    if FLAGS.dtype is None and (len(kept) > 1 or kept[0] not in DTYPES):
+        raise UserError(
+            f"--from {path} holds {' and '.join(kept)}: say with --dtype which of "
+            f"{', '.join(DTYPES)} to write"
+        )
     return Model(
         source=checkpoint.source,
         tokenizer=Tokenizer.load(FLAGS.tokenizer) if FLAGS.tokenizer else None,
         origin=origin_of_checkpoint(checkpoint),
-        dtype=FLAGS.dtype or (kept if kept in DTYPES else "float32"),
+        dtype=FLAGS.dtype or kept[0],
         lengths=tuple(sorted({8, 33, min(128, checkpoint.config.max_positions)})),
         said=checkpoint.describe(),
+    )
+
+
+def _check_tokens(release: Release) -> None:
+    """Refuses tokens that the embedding has no row for, and a tokenizer that would not load."""
+    rows, tokenizer = release.config.vocab_size, release.tokenizer
+    if tokenizer is not None and tokenizer.vocab_size > rows:
+        raise UserError(f"the tokenizer has {tokenizer.vocab_size} pieces, the model {rows} rows")
+    for key, ids in token_ids(release).items():
+        ids = ids if isinstance(ids, list) else [ids]
+        beyond = [i for i in ids if i is not None and i >= rows]
+        if beyond and key != "tokenizer_vocab_size":
+            raise UserError(f"{key} {beyond[0]} is beyond the {rows} embedding rows")
+    if tokenizer is None and not release.same_layout and _needs_code(release.origin.folder):
+        raise UserError(
+            f"the tokenizer of {release.origin.folder} needs code of its own: make one without "
+            "with tokenizers/convert.py and name it with --tokenizer"
+        )
+
+
+def _needs_code(folder: Path) -> bool:
+    """Whether a folder has a tokenizer that plain AutoTokenizer does not load."""
+    if not any(path for pattern in _TOKENIZER_FILES for path in folder.glob(pattern)):
+        return False
+    about = folder / "tokenizer_config.json"
+    return not (folder / "tokenizer.json").exists() or (
+        about.exists() and "auto_map" in about.read_text(encoding="utf-8")
     )
 
 
@@ -208,8 +241,11 @@ def _write_tokenizer(release: Release, out: Path) -> None:
     """Our own description of the tokenizer, or the origin's files as they are."""
     if release.tokenizer is not None:
         write_tokenizer(release.tokenizer, out, release.config.max_positions)
+        template = release.origin and release.origin.folder / _CHAT_TEMPLATE
+        if template and template.exists():
+            shutil.copyfile(template, out / _CHAT_TEMPLATE)
         return
-    for pattern in _TOKENIZER_FILES:
+    for pattern in (*_TOKENIZER_FILES, _CHAT_TEMPLATE):
         for path in release.origin.folder.glob(pattern):
             if path.is_file():
                 shutil.copyfile(path, out / path.name)

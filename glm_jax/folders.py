@@ -7,6 +7,9 @@ from pathlib import Path
 
 from glm_jax.errors import UserError
 
+UNFINISHED = ".incomplete"
+"""Ending of the hidden folder that is written until it is whole."""
+
 
 @contextlib.contextmanager
 def written_whole(target: Path) -> Iterator[Path]:
@@ -19,7 +22,7 @@ def written_whole(target: Path) -> Iterator[Path]:
       UserError: something cannot be written.
     """
     target = target.resolve()
-    partial = target.with_name(f".{target.name}.incomplete")
+    partial = target.with_name(f".{target.name}{UNFINISHED}")
     replaced = target.with_name(f".{target.name}.replaced")
     try:
         shutil.rmtree(partial, ignore_errors=True)

@@ -20,7 +20,8 @@ from glm_jax.config import Config, with_vocab_size
 from glm_jax.data.dataset import Dataset, host_batches, load_tokenizer, open_dataset, with_sources
 from glm_jax.data.feed import Feed
 from glm_jax.errors import UserError
-from glm_jax.hub.origin import save_origin
+from glm_jax.hub.origin import save_origin, token_differences
+from glm_jax.layouts.folder import Checkpoint
 from glm_jax.layouts.init_from import load_sharded, open_init
 from glm_jax.model.decoding import DecodingOptions, Filler, encode_context
 from glm_jax.ops.range_attention import resolve_backend
@@ -31,7 +32,7 @@ from glm_jax.training.checkpoint import Checkpoints, Restored, SetAside
 from glm_jax.training.evaluation import check_batch, make_validation
 from glm_jax.training.metrics import summarise, total
 from glm_jax.training.optimizer import describe_optimizer
-from glm_jax.training.run_folder import locked, open_run, save_config
+from glm_jax.training.run_folder import is_run, locked, open_run, save_config
 from glm_jax.training.step import (
     TrainState,
     init_state,
@@ -39,6 +40,7 @@ from glm_jax.training.step import (
     state_from_params,
     state_shardings,
 )
+from glm_jax.training.step_folders import step_folders
 from glm_jax.training.stopping import Stopping
 from glm_jax.training.window import Window
 from glm_jax.training.writers import Display, Writer, make_writers, steps_of
@@ -86,7 +88,13 @@ def run(
     check_batch(config, sharding)
     resolve_backend(config.model.attention_backend)
     print(describe(config, dataset, sharding))
-    changes = open_run(workdir, config, tokenizer, allow_config_change=allow_config_change)
+    open_it = functools.partial(
+        open_run, workdir, config, tokenizer, allow_config_change=allow_config_change
+    )
+    changes = open_it() if is_run(workdir) else []
+    init = released_params(config, sharding, workdir, tokenizer)
+    if not is_run(workdir):
+        open_it()  # only now: what cannot be read leaves no folder behind
     with (
         locked(workdir),
         contextlib.closing(make_writers(workdir, config.logging)) as log,
@@ -98,7 +106,7 @@ def run(
             config, dataset, tokenizer, sharding, checkpoints, log, stopping or Stopping()
         )
         start = session.restore_or_init(
-            functools.partial(first_state, config, sharding, workdir),
+            functools.partial(first_state, config, sharding, workdir, init),
             changes,
             steps_of(workdir, "validation"),
             allow_data_change=allow_config_change,
@@ -107,20 +115,38 @@ def run(
         return session.train(start)
 
 
-def first_state(config: Config, sharding: Sharding, workdir: Path) -> TrainState:
-    """Fresh parameters, or those of `config.init_from`, whose papers go into the run's folder.
+class ReleasedParams(NamedTuple):
+    """Parameters of a released checkpoint, laid out on the mesh."""
+
+    checkpoint: Checkpoint
+    params: dict
+
+
+def released_params(
+    config: Config, sharding: Sharding, workdir: Path, tokenizer: Tokenizer
+) -> ReleasedParams | None:
+    """What `config.init_from` holds; None without one, or if the run has checkpoints of its own.
 
     Raises:
-      UserError: that checkpoint cannot be read, or holds another model.
+      UserError: it cannot be read, or holds another model.
     """
-    if not config.init_from:
-        return init_state(config, sharding)
+    if not config.init_from or step_folders(workdir / "checkpoints"):
+        return None
     checkpoint, source, lines = open_init(config)
-    print("\n".join(lines))
-    save_origin(checkpoint, workdir)
+    print("\n".join([*lines, *token_differences(checkpoint, tokenizer.special)]))
     _, shardings = state_shardings(config, sharding)
     params = load_sharded(source, shardings.params, config.model.param_dtype)
-    return state_from_params(config, sharding, params)
+    return ReleasedParams(checkpoint, params)
+
+
+def first_state(
+    config: Config, sharding: Sharding, workdir: Path, init: ReleasedParams | None
+) -> TrainState:
+    """Fresh parameters, or released ones, whose papers go into the run's folder."""
+    if init is None:
+        return init_state(config, sharding)
+    save_origin(init.checkpoint, workdir)
+    return state_from_params(config, sharding, init.params)
 
 
 def check_samples(config: Config, tokenizer: Tokenizer) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.numpy
 from commands import ROOT
 from layouts.tiny_models import MODELS, random_params, write_folder
 from test_export import run_export
@@ -18,8 +19,9 @@ from glm_jax.errors import UserError
 from glm_jax.layouts import parameters, read_all
 from glm_jax.layouts.checksums import verify_checksums
 from glm_jax.layouts.folder import open_checkpoint
+from glm_jax.layouts.safetensors_files import SafetensorsFiles
 
-CARD = "---\nlicense: other\nlicense_name: model-terms\nbase_model: example/tiny\n---\n"
+CARD = "---\nlicense: other\nlicense_name: model-terms\nbase_model: example/parent\n---\n"
 
 
 def released(tmp_path: Path, layout: str, dtype: str = "bfloat16") -> Path:
@@ -29,10 +31,12 @@ def released(tmp_path: Path, layout: str, dtype: str = "bfloat16") -> Path:
     (folder / "README.md").write_text(CARD)
     (folder / "MODEL_LICENSE").write_text("terms")
     (folder / "modeling_theirs.py").write_text("raise SystemExit('ran')")
-    (folder / "tokenizer.model").write_bytes(b"pieces")
+    (folder / "tokenizer.json").write_text("{}")
+    (folder / "chat_template.jinja").write_text("{{ messages }}")
     (folder / "generation_config.json").write_text('{"top_p": 0.8}')
     config = json.loads((folder / "config.json").read_text())
     own = {"auto_map": {"AutoModel": "modeling_theirs.Model"}, "their_field": 1}
+    own |= {"_name_or_path": "example/tiny", "eos_token_id": [2, 9]}
     (folder / "config.json").write_text(json.dumps(config | own))
     return folder
 
@@ -60,11 +64,12 @@ def test_chatglm2_becomes_a_native_class(tmp_path, capsys):
     assert sorted(path.name for path in out.iterdir()) == [
         "MODEL_LICENSE",
         "README.md",
+        "chat_template.jinja",
         "config.json",
         "generation_config.json",
         "model.safetensors",
         "sha256sums.txt",
-        "tokenizer.model",
+        "tokenizer.json",
     ]
     card = (out / "README.md").read_text()
     for phrase in ("license: other", "license_name: model-terms", "base_model: example/tiny"):
@@ -119,11 +124,51 @@ def test_values_beyond_the_dtype_are_refused_and_nothing_is_written(tmp_path):
     params["final_norm"]["scale"][3] = 1e6
     folder = write_folder(tmp_path / "large", "glm", params, MODELS["glm"])
     (folder / "README.md").write_text(CARD)
-    with pytest.raises(UserError, match=r"model.norm.weight: 1e\+06 is beyond float16"):
+    hub = json.loads((folder / "config.json").read_text()) | {"_name_or_path": "example/tiny"}
+    (folder / "config.json").write_text(json.dumps(hub))
+    message = r"model.safetensors: tensor model.norm.weight: 1e\+06 is beyond float16"
+    with pytest.raises(UserError, match=message):
         run_export(
             **{"from": str(folder), "out": str(tmp_path / "o"), "layout": "glm", "dtype": "float16"}
         )
     assert [path.name for path in tmp_path.iterdir()] == ["large"]
+
+
+def test_what_would_not_load_is_refused_before_anything_is_written(tmp_path):
+    folder, out = released(tmp_path, "chatglm2"), tmp_path / "out"
+    arguments = {"from": str(folder), "out": str(out), "layout": "glm"}
+    with pytest.raises(UserError, match="eos_token_id 9 is beyond the 8 embedding rows"):
+        run_export(**arguments, vocab_size=8)
+    (folder / "tokenizer.json").rename(folder / "tokenizer.model")
+    with pytest.raises(UserError, match="needs code of its own: make one without"):
+        run_export(**arguments)
+    (folder / "tokenizer.model").unlink()
+    tensors = dict(SafetensorsFiles(folder))
+    name = "transformer.encoder.final_layernorm.weight"
+    tensors[name] = tensors[name].astype(np.float32)
+    safetensors.numpy.save_file(tensors, folder / "model.safetensors")
+    (folder / "sha256sums.txt").unlink()
+    with pytest.raises(UserError, match="holds bfloat16 and float32: say with --dtype"):
+        run_export(**arguments)
+    run_export(**arguments, dtype="bfloat16")
+    assert json.loads((out / "config.json").read_text())["eos_token_id"] == [2, 9]
+
+
+@pytest.mark.parametrize(
+    ("card", "message"),
+    [
+        ("---\nlicense: [a\n---\n", "its metadata cannot be read"),
+        ("---\nlicense: null\n---\n", "does not say the license"),
+        ("---\nlicense: [1, 2]\n---\n", "does not say the license"),
+        ("---\n- a\n---\n", "its metadata cannot be read"),
+    ],
+)
+def test_cards_that_say_nothing(card, message, tmp_path):
+    folder = released(tmp_path, "glm")
+    (folder / "README.md").write_text(card)
+    with pytest.raises(UserError, match=message) as told:
+        run_export(**{"from": str(folder), "out": str(tmp_path / "out"), "layout": "glm"})
+    assert "README.md" in str(told.value)
 
 
 def test_flags_of_a_run_and_folders_that_are_neither(tmp_path):

@@ -28,8 +28,8 @@ ALLOWED = {
     "training": BASE | {"tokenizer", "folders", "versions", "parallel", "ops", "model"},
     "reporting": BASE | {"language", "training"},
     "tasks": TEXT | {"model", "parallel"},
-    "layouts": BASE | {"model"},
-    "hub": TEXT | {"layouts", "model", "objective"},
+    "layouts": BASE | {"folders", "model"},
+    "hub": TEXT | {"folders", "layouts", "model", "objective"},
     "almanac": BASE | {"cli", "folders", "language"},
 }
 VERBS = {"prepare", "train", "evaluate", "fill", "export", "report"}

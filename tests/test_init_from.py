@@ -21,7 +21,7 @@ from glm_jax.layouts.folder import open_checkpoint
 from glm_jax.tokenizer import Tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
-CARD = "---\nlicense: apache-2.0\nbase_model: example/tiny\n---\n# A model\n"
+CARD = "---\nlicense: apache-2.0\nbase_model: example/parent\n---\n# A model\n"
 
 
 def recipe(folder: Path):
@@ -62,6 +62,8 @@ def folder_of(model_of, tmp_path):
         config = model_of(layout)
         out = write_folder(tmp_path / layout, layout, random_params(config), config, dtype)
         (out / "README.md").write_text(CARD)
+        hub = json.loads((out / "config.json").read_text()) | {"_name_or_path": "example/tiny"}
+        (out / "config.json").write_text(json.dumps(hub))
         (out / "LICENSE").write_text("terms")
         return out
 
@@ -125,7 +127,9 @@ def test_the_first_parameters_are_those_of_the_folder(layout, folder_of, data_di
     config = continued(folder, data_dir)
     sharding = train.make_sharding(config.mesh, jax.devices()[:4])
     (tmp_path / "run").mkdir()
-    state = train.first_state(config, sharding, tmp_path / "run")
+    tokenizer = Tokenizer.load(data_dir / "tokenizer")
+    init = train.released_params(config, sharding, tmp_path / "run", tokenizer)
+    state = train.first_state(config, sharding, tmp_path / "run", init)
     stored = parameters.flatten(read_all(open_checkpoint(folder).source))
     for name, array in parameters.flatten(state.params).items():
         assert array.dtype == np.float32
@@ -137,7 +141,10 @@ def test_a_resumed_run_does_not_read_the_folder_again(folder_of, data_dir, tmp_p
     config = continued(folder, data_dir, steps=6)
     train.run(config, tmp_path / "run", devices=jax.devices()[:4])
     shutil.rmtree(folder)
-    longer = changed(config, "training", steps=8)
+    again = from_dict(recipe(tmp_path / "run"))
+    assert again == dataclasses.replace(config, data=again.data)
+    longer = changed(again, "training", steps=8)
+    longer = dataclasses.replace(longer, init_from="elsewhere/")
     state = train.run(longer, tmp_path / "run", devices=jax.devices()[:4])
     assert int(state.step) == 8
 
@@ -156,19 +163,31 @@ def test_another_model_is_refused_with_the_fields(changes, message, folder_of, d
     with pytest.raises(UserError, match=message) as told:
         train.run(config, tmp_path / "run", devices=jax.devices()[:4])
     assert "\n" not in str(told.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_nan_weights_stop_before_the_run_has_a_folder(folder_of, data_dir, tmp_path):
+    folder = folder_of("glm")
+    with (folder / "model.safetensors").open("r+b") as file:
+        file.seek(-4, 2)
+        file.write(np.float32(np.nan).tobytes())
+    (folder / "sha256sums.txt").unlink()
+    with pytest.raises(UserError, match=r"model.safetensors: tensor .* holds NaN"):
+        train.run(continued(folder, data_dir), tmp_path / "run", devices=jax.devices()[:4])
+    assert [path.name for path in tmp_path.iterdir()] == ["glm"]
 
 
 def test_more_rows_are_explicit_and_said(folder_of, data_dir, tmp_path, capsys):
     config = continued(folder_of("glm_2021"), data_dir, steps=5)
     config = changed(config, "model", vocab_size=1024, max_positions=128)
     with pytest.raises(UserError, match=r"config.init.resize_vocab=True"):
-        train.run(config, tmp_path / "a", devices=jax.devices()[:4])
+        train.run(config, tmp_path / "run", devices=jax.devices()[:4])
     config = changed(config, "init", resize_vocab=True)
     with pytest.raises(UserError, match=r"config.init.extend_positions=True"):
-        train.run(config, tmp_path / "b", devices=jax.devices()[:4])
+        train.run(config, tmp_path / "run", devices=jax.devices()[:4])
     config = changed(config, "init", extend_positions=True)
     capsys.readouterr()
-    state = train.run(config, tmp_path / "c", devices=jax.devices()[:4])
+    state = train.run(config, tmp_path / "run", devices=jax.devices()[:4])
     printed = capsys.readouterr().out
     assert "position_embedding/embedding: 32 new rows (97 -> 129)" in printed
     assert "activation gelu_tanh, as it was trained; the published class" in printed
@@ -178,6 +197,9 @@ def test_more_rows_are_explicit_and_said(folder_of, data_dir, tmp_path, capsys):
 def test_an_export_without_a_licence_says_how_to_give_it(folder_of, tmp_path):
     folder = folder_of("chatglm2")
     (folder / "README.md").write_text("# no metadata\n")
+    hub = json.loads((folder / "config.json").read_text())
+    del hub["_name_or_path"]
+    (folder / "config.json").write_text(json.dumps(hub))
     out = tmp_path / "out"
     with pytest.raises(UserError, match=r"does not say the license .* --license=apache-2.0"):
         run_export(**{"from": str(folder), "out": str(out), "layout": "glm"})

@@ -36,11 +36,15 @@ tokenizer = AutoTokenizer.from_pretrained(folder)
 model = AutoModelForCausalLM.from_pretrained(folder)
 ```
 
-The class is part of transformers; no code of this folder runs."""
+The class is part of transformers ({version} or later); no code of this folder runs."""
 
 _PUBLISHED = """\
 Tensors and config have the names of the published checkpoints ({layout}). The classes that read
-them are remote code: config.json says where it is; nothing of it is loaded unless you allow it."""
+them are remote code, which config.json names; it is loaded with `trust_remote_code=True`.{trap}"""
+
+_GLM_2021_TRAP = """ **Without
+it transformers takes `model_type: glm` for its own GLM-4 and builds another model.**"""
+_SINCE = {"glm": "4.46", "glm4": "4.51"}
 
 
 def check_licence(release: Release, license_: str, base_model: str) -> None:
@@ -106,6 +110,10 @@ def faithfulness(release: Release) -> str:
         trained = getattr(config, field)
         if trained != served:
             lines.append(_DIFFERENCES[field].format(trained=trained, served=served))
+    if release.layout.name == "glm_130b":
+        lines.append("No released class reads this layout in a folder of its own.")
+    if release.layout.name == "glm_2021":
+        lines.append("Load it with trust_remote_code=True: see above what happens without.")
     if not lines:
         lines.append("The classes and servers that read this layout compute the trained function.")
     return "\n".join(f"- {line}" for line in lines)
@@ -132,8 +140,9 @@ def _usage(release: Release) -> str:
     if release.layout.name == "glm_jax":
         return _OURS
     if release.layout.name in ("glm", "glm4"):
-        return _NATIVE
-    return _PUBLISHED.format(layout=release.layout.name)
+        return _NATIVE.format(version=_SINCE[release.layout.name])
+    trap = _GLM_2021_TRAP if release.layout.name == "glm_2021" else ""
+    return _PUBLISHED.format(layout=release.layout.name, trap=trap)
 
 
 def _facts(release: Release) -> list[tuple[str, str]]:

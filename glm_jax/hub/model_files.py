@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import glm_jax
 from glm_jax.config import ModelConfig
 from glm_jax.errors import UserError
-from glm_jax.hub.origin import Origin
+from glm_jax.hub.origin import EXPORTED_BY, Origin
 from glm_jax.layouts.table import Layout
 from glm_jax.tokenizer import Tokenizer
 
@@ -21,10 +21,8 @@ MODEL_CODE = (
     "modeling_glm_jax.py",
 )
 
-EXPORTED_BY = "glm_jax_version"
-"""The field of config.json that marks an export of this program."""
-
-_CODE_FIELDS = ("auto_map", "architectures")
+# Of the same layout's origin: which code reads it, and what this program does not compute.
+_KEPT_FIELDS = ("auto_map", "architectures", "attention_dropout_prob")
 _GENERATION_CONFIG = "generation_config.json"
 
 
@@ -70,9 +68,9 @@ def write_model_files(release: Release, out: Path) -> None:
 def hub_config(release: Release) -> dict[str, Any]:
     """`config.json`: architecture, special tokens, dtype; what the origin had of its own stays."""
     written = release.layout.write_config(release.config)
-    if release.same_layout and release.origin.hub_config is not None:
+    if release.same_layout:
         own = release.origin.hub_config
-        written = {**own, **written, **{k: own[k] for k in _CODE_FIELDS if k in own}}
+        written = {**own, **written, **{k: own[k] for k in _KEPT_FIELDS if k in own}}
     written |= token_ids(release)
     written.pop("dtype", None)
     # The name that transformers 4.x knows, too.
@@ -83,8 +81,12 @@ def token_ids(release: Release) -> dict[str, Any]:
     """The special tokens as the layout's config.json names them."""
     if release.tokenizer is None:
         return _token_ids_of_origin(release)
-    special = release.tokenizer.special
-    ids = {key: getattr(special, field) for key, field in release.layout.token_ids.items()}
+    special, ids = release.tokenizer.special, {}
+    for key, field in release.layout.token_ids.items():
+        ids[key] = getattr(special, field)
+        theirs = release.origin.hub_config.get(key) if release.origin else None
+        if isinstance(theirs, list) and ids[key] in theirs:
+            ids[key] = theirs  # a chat model stops at the next speaker, too
     if release.layout.name == "glm_jax":
         ids["mask_token_ids"] = [special.mask, special.smask, special.gmask]
         ids["tokenizer_vocab_size"] = release.tokenizer.vocab_size
@@ -92,7 +94,7 @@ def token_ids(release: Release) -> dict[str, Any]:
 
 
 def _token_ids_of_origin(release: Release) -> dict[str, Any]:
-    theirs: Mapping[str, Any] = release.origin.hub_config or {}
+    theirs: Mapping[str, Any] = release.origin.hub_config
     keys = [*release.layout.token_ids]
     if release.layout.name == "glm_jax":
         keys += ["mask_token_ids", "tokenizer_vocab_size"]
@@ -108,15 +110,28 @@ def _token_ids_of_origin(release: Release) -> dict[str, Any]:
 
 def _generation_config(release: Release) -> dict[str, Any]:
     special, size = release.tokenizer.special, release.tokenizer.vocab_size
-    stops = list(dict.fromkeys((special.eop, special.eos)))
+    origin = _generation_config_of_origin(release.origin)
+    theirs = origin.get("eos_token_id") or token_ids(release).get("eos_token_id")
+    theirs = theirs if isinstance(theirs, list) else [theirs] * (theirs is not None)
+    stops = list(dict.fromkeys((special.eop, special.eos, *theirs)))
     padding = range(size, release.config.vocab_size)
     never = sorted({*release.tokenizer.control_ids.tolist(), *padding} - set(stops))
-    return {
+    return origin | {
         "eos_token_id": stops,
         "pad_token_id": special.pad,
         "suppress_tokens": never,
         "max_new_tokens": min(64, release.config.max_positions),
     }
+
+
+def _generation_config_of_origin(origin: Origin | None) -> dict[str, Any]:
+    path = None if origin is None else origin.folder / _GENERATION_CONFIG
+    if path is None or not path.exists():
+        return {}
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
 
 
 def package_file(name: str) -> bytes:

@@ -14,11 +14,16 @@ import huggingface_hub
 
 from glm_jax.errors import UserError
 from glm_jax.layouts.folder import Checkpoint
+from glm_jax.tokenizer import SpecialTokens
 
 FOLDER = "origin"
 
+EXPORTED_BY = "glm_jax_version"
+"""The field of config.json that marks an export of this program."""
+
 _NOTICES = ("LICENSE*", "LICENCE*", "MODEL_LICENSE*", "NOTICE*")
 _DESCRIBED_BY = ("README.md", "config.json", "generation_config.json", "*.py")
+_DESCRIBED_BY += ("chat_template.jinja",)
 _ORIGIN_FILE = "origin.json"
 
 
@@ -28,19 +33,19 @@ class Origin(NamedTuple):
     Attributes:
       folder: holds the papers.
       layout: of the checkpoint.
-      base_model: its name on the hub; "" where its card does not say.
+      base_model: its name on the hub; "" where its files do not say.
       license: identifier such as "apache-2.0" or "other"; "" where its card does not say.
       license_name, license_link: of a licence without an identifier.
-      hub_config: its config.json; None if it has none.
+      hub_config: its config.json; empty if it has none.
     """
 
     folder: Path
     layout: str
     base_model: str
     license: str
-    license_name: str = ""
-    license_link: str = ""
-    hub_config: Mapping[str, Any] | None = None
+    license_name: str
+    license_link: str
+    hub_config: Mapping[str, Any]
 
     @property
     def notices(self) -> list[Path]:
@@ -62,6 +67,17 @@ def save_origin(checkpoint: Checkpoint, workdir: Path) -> None:
     (target / _ORIGIN_FILE).write_text(json.dumps(about, indent=2) + "\n")
 
 
+def token_differences(checkpoint: Checkpoint, special: SpecialTokens) -> list[str]:
+    """Special tokens that a checkpoint's config.json has otherwise than the tokenizer, in lines."""
+    hub, lines = checkpoint.hub_config or {}, []
+    for key, field in checkpoint.layout.token_ids.items():
+        theirs, ours = hub.get(key), getattr(special, field)
+        known = theirs if isinstance(theirs, list) else [theirs]
+        if theirs is not None and ours not in known:
+            lines.append(f"  config.json has {key} {theirs}, the tokenizer {ours}: is it the same?")
+    return lines
+
+
 def origin_of_run(workdir: Path) -> Origin | None:
     """The origin of a run; None if it began with fresh parameters."""
     folder = workdir / FOLDER
@@ -79,22 +95,35 @@ def origin_of_checkpoint(checkpoint: Checkpoint) -> Origin:
 
 
 def _read(folder: Path, layout: str, hub_config: Mapping[str, Any] | None) -> Origin:
-    card = folder / "README.md"
-    try:
-        data = huggingface_hub.metadata_load(card) if card.exists() else None
-    except ValueError as error:
-        raise UserError(f"{card}: its metadata cannot be read: {error}") from error
-    data = data or {}
-    base_model = data.get("base_model", "")
+    card = _card_data(folder / "README.md")
+    hub_config = hub_config or {}
+    # The base model of a card is what that model was made of, not its own name. An export of ours
+    # has no name yet: what it was made of is the nearest.
+    named = hub_config.get("_name_or_path") or (
+        card.get("base_model") if EXPORTED_BY in hub_config else None
+    )
     return Origin(
         folder,
         layout,
-        base_model if isinstance(base_model, str) else ", ".join(base_model),
-        str(data.get("license", "")),
-        str(data.get("license_name", "")),
-        str(data.get("license_link", "")),
+        _text(named),
+        _text(card.get("license")),
+        _text(card.get("license_name")),
+        _text(card.get("license_link")),
         hub_config,
     )
+
+
+def _card_data(card: Path) -> dict:
+    try:
+        data = huggingface_hub.metadata_load(card) if card.exists() else None
+    except Exception as error:  # YAML can fail in many ways
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{card}: its metadata cannot be read: {reason}") from error
+    return data if isinstance(data, dict) else {}
+
+
+def _text(value: Any) -> str:
+    return value.strip() if isinstance(value, str) else ""
 
 
 def _matching(folder: Path, patterns: tuple[str, ...]) -> list[Path]:

@@ -64,6 +64,8 @@ def write_config(config: ModelConfig) -> dict[str, Any]:
         "layernorm_epsilon": config.norm_eps,
         "max_sequence_length": config.max_positions,
         "position_encoding_2d": True,
+        # transformers 4 ties the head of a class that has one unless the config says otherwise.
+        "tie_word_embeddings": False,
         "use_cache": True,
     }
 

@@ -16,6 +16,8 @@ _LAYER = "transformer.encoder.layers.{i}."
 _QKV = _LAYER + "self_attention.query_key_value"
 _QKV_AXES = ("heads", "kv_heads", "kv_heads")
 _UP = _LAYER + "mlp.dense_h_to_4h"
+_BASE = 10000.0
+_GLM4_VOCAB = 151552
 
 # What the later members share; their files and the native classes of transformers fix it.
 FUNCTION = {
@@ -45,7 +47,7 @@ def read_config(
         mlp_dim=fields.size("ffn_hidden_size"),
         max_positions=fields.size("seq_length"),
         norm_eps=fields.number("layernorm_epsilon"),
-        rope_base=10000.0 * fields.number("rope_ratio", 1.0),
+        rope_base=_BASE * _rope_ratio(fields),
         rope_fraction=0.5,
         qkv_bias=fields.flag("add_qkv_bias", False),
         tie_embeddings=fields.flag("tie_word_embeddings", False),
@@ -53,6 +55,19 @@ def read_config(
         **FUNCTION,
         **SERVES,
     )
+
+
+def _rope_ratio(fields: Fields) -> float:
+    """What the base is multiplied with. ChatGLM2 divides positions by this field instead."""
+    ratio = fields.number("rope_ratio", 1.0)
+    told = f"{fields.get('_name_or_path', '')} {fields.get('auto_map', '')}".lower()
+    is_glm4 = fields.size("padded_vocab_size") == _GLM4_VOCAB or "glm-4" in told
+    if ratio != 1.0 and not (is_glm4 or "chatglm3" in told):
+        raise UserError(
+            f"config.json: rope_ratio is {ratio:g}: ChatGLM2 divides positions by it, which is not "
+            "supported; if this is ChatGLM3 or GLM-4, let _name_or_path say so (THUDM/chatglm3-6b)"
+        )
+    return ratio
 
 
 def _check_function(fields: Fields) -> None:
@@ -72,7 +87,8 @@ def _check_function(fields: Fields) -> None:
 
 def write_config(config: ModelConfig) -> dict[str, Any]:
     """The architecture as the published ChatGLMConfig has it."""
-    code = "THUDM/chatglm3-6b--"
+    # Of the published classes, GLM-4's is the one that surely scales the base.
+    code = "THUDM/chatglm3-6b--" if config.rope_base == _BASE else "THUDM/glm-4-9b--"
     model_class = code + "modeling_chatglm.ChatGLMForConditionalGeneration"
     return {
         "architectures": ["ChatGLMModel"],
@@ -104,7 +120,7 @@ def write_config(config: ModelConfig) -> dict[str, Any]:
         "padded_vocab_size": config.vocab_size,
         "post_layer_norm": True,
         "rmsnorm": True,
-        "rope_ratio": config.rope_base / 10000.0,
+        "rope_ratio": config.rope_base / _BASE,
         "seq_length": config.max_positions,
         "tie_word_embeddings": config.tie_embeddings,
         "use_cache": True,

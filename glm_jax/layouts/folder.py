@@ -5,11 +5,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from glm_jax.config import ModelConfig
 from glm_jax.errors import UserError
-from glm_jax.layouts import safetensors_files, torch_files
+from glm_jax.folders import UNFINISHED
+from glm_jax.layouts import parameters, safetensors_files, torch_files
 from glm_jax.layouts.checksums import verify_checksums
 from glm_jax.layouts.families import LAYOUTS, find_layout
 from glm_jax.layouts.glm_jax import MODEL_TYPE
@@ -35,16 +34,17 @@ class Checkpoint(NamedTuple):
         return self.source.config
 
     @property
-    def dtype(self) -> np.dtype:
-        """In what most of the parameters are kept."""
-        return self.source.dtype("layers/mlp/down/kernel")
+    def dtypes(self) -> list[str]:
+        """In what the parameters are kept, sorted."""
+        return sorted({str(self.source.dtype(name)) for name in parameters.shapes(self.config)})
 
     def describe(self) -> list[str]:
         """What was found, for people."""
         model = self.config
         checksums = "checksums compared" if self.has_checksums else "no checksums to compare"
         lines = [
-            f"{self.path}: layout {self.layout.name}, {self.dtype}, {self.num_files} files, "
+            f"{self.path}: layout {self.layout.name}, {' and '.join(self.dtypes)}, "
+            f"{self.num_files} files, "
             f"{checksums}",
             f"  {model.num_layers} layers, width {model.hidden_dim}, {model.num_heads} heads "
             f"({model.kv_heads} of keys), mlp {model.mlp_dim} {model.activation}, {model.norm} "
@@ -78,8 +78,8 @@ def open_checkpoint(
         contradicts the tensors.
     """
     path = Path(path)
-    hub = _hub_config(path)
-    ranks = _open_tensors(path)
+    hub = _hub_config(path if path.is_dir() else path.parent)
+    ranks = _open_tensors(path, verify=compare_checksums)
     has_checksums = compare_checksums and path.is_dir() and verify_checksums(path)
     shapes = {name: ranks[0].shape(name) for name in ranks[0]}
     found = LAYOUTS[layout] if layout in LAYOUTS else _detect(layout, path, hub, shapes)
@@ -103,7 +103,13 @@ _TELLING_TENSORS = {  # the first layout that fits
 
 
 def is_checkpoint(path: Path) -> bool:
-    """Whether a folder looks like released weights."""
+    """Whether a folder looks like released weights.
+
+    Raises:
+      UserError: it is what a killed export left.
+    """
+    if path.name.endswith(UNFINISHED):
+        raise UserError(f"{path} is what a killed export left")
     names = ("config.json", "latest", "latest_checkpointed_iteration.txt")
     return (
         path.is_file()
@@ -130,16 +136,18 @@ def _hub_config(path: Path) -> dict | None:
     return hub
 
 
-def _open_tensors(path: Path) -> list[StoredTensors]:
+def _open_tensors(path: Path, *, verify: bool) -> list[StoredTensors]:
     if not path.exists():
         raise UserError(f"{path} does not exist")
     if path.is_file():
-        return [SafetensorsFiles(path) if path.suffix == ".safetensors" else TorchFiles(path)]
+        return [
+            SafetensorsFiles(path) if path.suffix == ".safetensors" else TorchFiles(path, verify)
+        ]
     if any(path.glob("*.safetensors")) or (path / safetensors_files.INDEX).is_file():
         return [SafetensorsFiles(path)]
     if (path / torch_files.WEIGHTS).is_file() or (path / torch_files.INDEX).is_file():
-        return [TorchFiles(path, verify=True)]
-    return [TorchFiles(file, verify=True) for file in mp_rank_files(path)]
+        return [TorchFiles(path, verify)]
+    return [TorchFiles(file, verify) for file in mp_rank_files(path)]
 
 
 def _detect(layout: str, path: Path, hub: dict | None, shapes: Mapping) -> Layout:
@@ -177,5 +185,7 @@ def _read_config(layout: Layout, hub: dict | None, shapes: Mapping, path: Path) 
         return layout.read_config(hub, shapes)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
-    except KeyError as error:
-        raise UserError(f"{path}: layout {layout.name} needs tensor {error.args[0]}") from error
+    except (KeyError, ValueError, TypeError, IndexError) as error:
+        raise UserError(
+            f"{path}: the tensors are not those of layout {layout.name} ({error})"
+        ) from error

@@ -57,9 +57,13 @@ def read_config(
 
 def _rope(fields: Fields) -> tuple[float, float]:
     """Base and rotated fraction; transformers 5 moved them into `rope_parameters`."""
-    fields.must_be("rope_scaling", None)
-    rope = Fields(fields.get("rope_parameters", fields.values))
-    rope.must_be("rope_type", "default")
+    for name in ("rope_parameters", "rope_scaling"):
+        scaling = fields.get(name, {})
+        if not isinstance(scaling, Mapping):
+            raise UserError(f"config.json: {name} must be an object, got {scaling!r}")
+        for kind in ("rope_type", "type"):
+            Fields(scaling).must_be(kind, "default")
+    rope = Fields({**fields.values, **fields.get("rope_parameters", {})})
     return rope.number("rope_theta", 10000.0), rope.number("partial_rotary_factor", 0.5)
 
 

@@ -73,7 +73,7 @@ def write_config(config: ModelConfig) -> dict[str, Any]:
         "hidden_size": config.hidden_dim,
         "num_attention_heads": config.num_heads,
         "embedding_dropout_prob": config.embedding_dropout,
-        "attention_dropout_prob": config.output_dropout,
+        "attention_dropout_prob": 0.0,
         "output_dropout_prob": config.output_dropout,
         "max_sequence_length": config.max_positions,
         "checkpoint_activations": False,

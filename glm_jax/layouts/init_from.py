@@ -1,6 +1,7 @@
 """Starting from a released checkpoint: is it this model, and its values as sharded arrays."""
 
 import dataclasses
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -8,7 +9,7 @@ import numpy as np
 from glm_jax.config import Config, ModelConfig
 from glm_jax.errors import UserError
 from glm_jax.layouts import parameters
-from glm_jax.layouts.folder import Checkpoint, open_checkpoint
+from glm_jax.layouts.folder import Checkpoint, is_checkpoint, open_checkpoint
 from glm_jax.layouts.resize import Resized
 from glm_jax.layouts.sources import Index, ParamSource
 
@@ -29,7 +30,11 @@ def open_init(config: Config) -> tuple[Checkpoint, ParamSource, list[str]]:
     Raises:
       UserError: no checkpoint, or one of another model; the message has every field that differs.
     """
-    checkpoint = open_checkpoint(config.init_from, config.init.layout)
+    if not is_checkpoint(Path(config.init_from)):
+        raise UserError(f"config.init_from {config.init_from} is no released checkpoint")
+    checkpoint = open_checkpoint(
+        config.init_from, config.init.layout, compare_checksums=jax.process_index() == 0
+    )
     said = _check_same_model(config, checkpoint)
     source, lines = _resized(config, checkpoint)
     return checkpoint, source, [*checkpoint.describe(), *said, *lines]
@@ -50,11 +55,16 @@ def load_sharded(source: ParamSource, shardings: dict, dtype: str) -> dict:
 
 
 def _load(source: ParamSource, name: str, shape: tuple[int, ...], sharding, dtype) -> jax.Array:
+    parts: dict[tuple, np.ndarray] = {}
+
     def part(index: Index) -> np.ndarray:
-        sizes = [len(range(*s.indices(size))) for s, size in zip(index, shape, strict=True)]
-        out = np.empty(sizes, dtype)
-        source.read(name, index, out)
-        return out
+        """Once for each part, however many devices hold it."""
+        ranges = tuple(s.indices(size)[:2] for s, size in zip(index, shape, strict=True))
+        if ranges not in parts:
+            out = np.empty([stop - start for start, stop in ranges], dtype)
+            source.read(name, index, out)
+            parts[ranges] = out
+        return parts[ranges]
 
     return jax.make_array_from_callback(shape, sharding, part, dtype=dtype)
 

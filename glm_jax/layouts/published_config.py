@@ -13,7 +13,7 @@ _MISSING = object()
 
 @dataclasses.dataclass(frozen=True)
 class Fields:
-    """The fields of a config.json."""
+    """The fields of a config.json; one that is null is one that is absent."""
 
     values: Mapping[str, Any]
 
@@ -37,18 +37,20 @@ class Fields:
         return value
 
     def must_be(self, name: str, *values: Any) -> None:
-        """A field that this program computes for these values only; it may be absent."""
-        if name in self.values and self.values[name] not in values:
+        """A field that this program computes for these values only; it may be absent or null."""
+        if self.values.get(name) not in (None, *values):
             supported = " or ".join(map(repr, values))
             raise UserError(
                 f"config.json: {name} is {self.values[name]!r}, supported is {supported}"
             )
 
     def get(self, name: str, default: Any = _MISSING) -> Any:
-        value = self.values.get(name, default)
-        if value is _MISSING:
+        value = self.values.get(name)
+        if value is not None:
+            return value
+        if default is _MISSING:
             raise UserError(f"config.json has no field {name}")
-        return value
+        return default
 
 
 def model_config(**fields: Any) -> ModelConfig:

@@ -47,7 +47,7 @@ class ArraySource:
         _check_arrays(flat, config)
 
     def read(self, name: str, index: Index, out: np.ndarray) -> None:
-        copy_finite(out, np.asarray(self._flat[name])[index], name)
+        copy_finite(out, np.asarray(self._flat[name])[index], f"parameter {name}")
 
     def dtype(self, name: str) -> np.dtype:
         return tensor_dtype(self._flat, name)
@@ -72,12 +72,14 @@ class LayoutSource:
         """
         layout.check_fits(config)
         self.config = config
-        shapes = layout.tensor_shapes(config, len(ranks))
-        self._ranks = [_Rank(tensors, layout.match(tensors, shapes)) for tensors in ranks]
+        shapes, head = layout.tensor_shapes(config, len(ranks)), layout.tied_head(config)
+        self._ranks = [_Rank(tensors, layout.match(tensors, shapes, head)) for tensors in ranks]
         for rank in self._ranks:
-            rank.check_shapes(layout.name, shapes)
+            rank.check_tensors(layout.name, shapes)
         self._parameters = parameters.table(config)
         self._rows = {row.ours: row for row in layout.rows}
+        for rank in self._ranks:
+            rank.check_tied(self._rows["token_embedding/embedding"].theirs, head)
         self._rank_shapes = parameters.rank_shapes(config, len(ranks))
         self._dims = rank_dims(config, len(ranks))
 
@@ -119,7 +121,7 @@ class LayoutSource:
             parts = _overlaps(index, axis, shape[axis], len(self._ranks))
         for rank, here, there in parts:
             view = self._ranks[rank].view(row, name, shape, self._dims)
-            copy_finite(out[there], view[here], name)
+            copy_finite(out[there], view[here], self._ranks[rank].where(name))
             self._ranks[rank].release(name)
 
 
@@ -129,14 +131,31 @@ class _Rank(NamedTuple):
     tensors: Mapping[str, np.ndarray]
     stored: Mapping[str, str]  # name in the table -> name in the file
 
-    def check_shapes(self, layout: str, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    def check_tensors(self, layout: str, shapes: Mapping[str, tuple[int, ...]]) -> None:
         for name, shape in shapes.items():
+            if isinstance(self.tensors, StoredTensors):
+                self.tensors.check_floating(self.stored[name])
             found = tensor_shape(self.tensors, self.stored[name])
             if found != shape:
                 raise UserError(
                     f"layout {layout}: tensor {self.stored[name]} has shape {found}, the config "
                     f"needs {shape}"
                 )
+
+    def check_tied(self, table: str, heads: Sequence[str]) -> None:
+        for head in heads:
+            if head in self.stored and not np.array_equal(self.tensor(head), self.tensor(table)):
+                raise UserError(
+                    f"{self.where(head)} differs from {table}, and the config ties them "
+                    "(tie_word_embeddings)"
+                )
+
+    def where(self, name: str) -> str:
+        """Tensor and file, for messages."""
+        if isinstance(self.tensors, StoredTensors):
+            stored = self.stored[name]
+            return f"{self.tensors.file(stored)}: tensor {stored}"
+        return f"tensor {name}"
 
     def tensor(self, name: str) -> np.ndarray:
         if isinstance(self.tensors, StoredTensors):
@@ -166,8 +185,11 @@ def tensor_dtype(tensors: Mapping[str, Any], name: str) -> np.dtype:
     return np.dtype(stored(name) if stored else tensors[name].dtype)
 
 
-def copy_finite(out: np.ndarray, values: np.ndarray, name: str) -> None:
+def copy_finite(out: np.ndarray, values: np.ndarray, where: str) -> None:
     """Copies and casts.
+
+    Args:
+      where: what this is, for messages.
 
     Raises:
       UserError: a value that is not finite, or not in the dtype of `out`.
@@ -178,8 +200,8 @@ def copy_finite(out: np.ndarray, values: np.ndarray, name: str) -> None:
         return
     if np.isfinite(values).all():
         largest = np.abs(values).max()
-        raise UserError(f"tensor {name}: {largest:.3g} is beyond {out.dtype.name}")
-    raise UserError(f"tensor {name} holds NaN or infinite values")
+        raise UserError(f"{where}: {largest:.3g} is beyond {out.dtype.name}")
+    raise UserError(f"{where} holds NaN or infinite values")
 
 
 def _overlaps(

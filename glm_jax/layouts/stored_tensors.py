@@ -94,9 +94,13 @@ class StoredTensors(Mapping[str, np.ndarray]):
         Raises:
           UserError: its dtype is not a floating-point one of two bytes or more.
         """
+        self.check_floating(name)
+        return self[name]
+
+    def check_floating(self, name: str) -> None:
+        """As `floating`, without reading the tensor."""
         if self.dtype(name).name not in FLOATING:
             raise self._unsupported(name, self.dtype(name).name)
-        return self[name]
 
     def _unsupported(self, name: str, dtype: str) -> UserError:
         return UserError(

@@ -206,17 +206,23 @@ class Layout:
                     result[row.theirs.format(i=layer)] = shape
         return result
 
-    def match(self, stored: Iterable[str], wanted: Iterable[str]) -> dict[str, str]:
-        """Wanted name -> stored name.
+    def tied_head(self, config: ModelConfig) -> list[str]:
+        """Their name of the head that a model with tied embeddings need not store, or nothing."""
+        return [r.theirs for r in self.rows if r.ours == "head/kernel" and config.tie_embeddings]
+
+    def match(
+        self, stored: Iterable[str], wanted: Iterable[str], optional: Iterable[str] = ()
+    ) -> dict[str, str]:
+        """Wanted name -> stored name; those of `optional` where they are stored.
 
         Raises:
           UserError: names are missing or left over; the message lists them.
         """
         found, unexpected = {}, []
-        wanted = set(wanted)
+        wanted, optional = set(wanted), set(optional)
         for name in stored:
             bare = name.removeprefix(self.prefix)
-            if bare in wanted and bare not in found:
+            if bare in wanted | optional and bare not in found:
                 found[bare] = name
             elif not name.endswith(self.ignored):
                 unexpected.append(name)

@@ -153,7 +153,9 @@ def _reserve(file: Path, layout: _Layout) -> None:
     """
     try:
         with file.open("wb") as opened:
-            os.posix_fallocate(opened.fileno(), 0, layout.length)
+            if hasattr(os, "posix_fallocate"):  # not on every system
+                os.posix_fallocate(opened.fileno(), 0, layout.length)
+            opened.truncate(layout.length)
             opened.write(layout.header)
     except OSError as error:
         reason = f"{layout.length:,} bytes cannot be reserved: {error.strerror}"

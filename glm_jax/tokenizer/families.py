@@ -317,9 +317,13 @@ def _check_named_ids(folder: Path, vocab: Mapping[str, int]) -> None:
 def _named_ids(folder: Path) -> dict[str, int]:
     """Ids that the folder states beside its vocabulary, by name."""
     named = dict(_read_json(folder / "added_tokens.json", optional=True))
-    config = _read_json(folder / "tokenizer_config.json", optional=True)
-    for index, token in config.get("added_tokens_decoder", {}).items():
-        named[token["content"]] = int(index)
+    path = folder / "tokenizer_config.json"
+    config = _read_json(path, optional=True)
+    try:
+        for index, token in (config.get("added_tokens_decoder") or {}).items():
+            named[token["content"]] = int(index)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: added_tokens_decoder does not list tokens by id") from error
     return named
 
 
@@ -332,7 +336,10 @@ def _task_masks(folder: Path) -> tuple[str, ...]:
 
 def _is_glm4_json(folder: Path) -> bool:
     added = _read_json(folder / JSON_FILE).get("added_tokens") or []
-    return set(_BRACKETS.values()) <= {token.get("content") for token in added}
+    try:
+        return set(_BRACKETS.values()) <= {token["content"] for token in added}
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{folder / JSON_FILE}: added_tokens is no list of tokens") from error
 
 
 def _names_roles(folder: Path) -> bool:

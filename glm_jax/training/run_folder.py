@@ -47,7 +47,7 @@ def open_run(
       UserError: the folder holds something else, a run with another tokenizer, or one that the
         config does not continue; the message has every field that forbids it.
     """
-    if not (workdir / CONFIG_FILE).exists():
+    if not is_run(workdir):
         _create_run(workdir, config, tokenizer)
         return []
     _check_tokenizer(workdir, tokenizer)
@@ -56,6 +56,11 @@ def open_run(
     misfits = _misfits(saved, config, changes) if step_folders(workdir / "checkpoints") else {}
     _check_changes(workdir, saved, config, misfits, allow_config_change)
     return _lines(changes)
+
+
+def is_run(workdir: Path) -> bool:
+    """Whether the folder holds a run."""
+    return (workdir / CONFIG_FILE).exists()
 
 
 def save_config(workdir: Path, config: Config) -> None:
@@ -87,7 +92,7 @@ def load_config(workdir: Path) -> Config:
       UserError: the folder holds no run, or its config cannot be read.
     """
     path = workdir / CONFIG_FILE
-    if not path.exists():
+    if not is_run(workdir):
         raise UserError(f"{workdir} holds no run: {path} is missing")
     try:
         return from_dict(json.loads(path.read_bytes()))

@@ -113,7 +113,7 @@ def in_torch(checkpoint: Checkpoint, tmp_path: Path):
         tokens |= {"eop_token_id": 8, "mask_token_ids": [4, 5, 6], "tokenizer_vocab_size": 160}
         origin = origin._replace(hub_config=dict(origin.hub_config) | tokens)
     found = layouts.find_layout("glm_jax")
-    release = Release(found, checkpoint.config, None, origin, str(checkpoint.dtype))
+    release = Release(found, checkpoint.config, None, origin, *checkpoint.dtypes)
     export_model(release, checkpoint.source, out, license_="mit", base_model="x/y")
     auto = transformers.AutoModelForSeq2SeqLM
     model = auto.from_pretrained(out, trust_remote_code=True).float().eval()
@@ -217,7 +217,7 @@ def test_exported_logits(layout, dtype, table, tmp_path):
     config = MODELS[layout]
     folder = write_folder(tmp_path / "hub", layout, random_params(config), config, dtype)
     checkpoint = open_checkpoint(folder)
-    assert str(checkpoint.dtype) == dtype
+    assert checkpoint.dtypes == [dtype]
     params = read_all(checkpoint.source)
     classes = [in_torch(checkpoint, tmp_path)[1]]
     if layout in NATIVE:
