@@ -13,8 +13,7 @@ Expected loss: not known; nobody has run these recipes here.
 Source: ours. How these models were pretrained was never published beyond the number of tokens (1T
   for 6b, 1.4T for 2_6b). The learning rate is a cautious guess, to keep what was learned; a batch
   is a million slots; the schedule holds its peak, so that a longer run shares its first steps, and
-  its cooldown is the last fifth (arXiv 2405.18392). Two heads of keys: `mesh.model` is at most 2
-  for 2_6b and 3_6b.
+  its cooldown is the last fifth (arXiv 2405.18392).
 """
 
 import ml_collections

@@ -14,8 +14,7 @@ Variants: 9b has the base of the rotary positions of the 128K chat release; anot
 Source: ours. How these models were pretrained was never published beyond the number of tokens
   (about 10T for 9b, 15T for 0414_32b). The learning rate is a cautious guess, to keep what was
   learned; a batch is a million slots; the schedule holds its peak, so that a longer run shares its
-  first steps, and its cooldown is the last fifth (arXiv 2405.18392). Two heads of keys:
-  `mesh.model` is at most 2.
+  first steps, and its cooldown is the last fifth (arXiv 2405.18392).
 """
 
 import ml_collections

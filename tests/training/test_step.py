@@ -123,15 +123,28 @@ def test_every_mesh_gives_the_curve_of_one_device(one_device, rules, sizes, posi
 
 
 @pytest.mark.multidevice
+@pytest.mark.parametrize("sizes", [{"data": 1, "model": 4}, {"data": 1, "fsdp": 2, "model": 2}])
+def test_fewer_heads_of_keys_than_devices(one_device, sizes):
+    """Four devices hold a query head each, and both heads of keys."""
+    model = {"num_heads": 4, "num_kv_heads": 2, "position": "rope_1d", "rope_fraction": 0.5}
+    model |= {"rope_layout": "interleaved", "norm": "rmsnorm", "activation": "swiglu"}
+    model |= {"residual": "sandwich", "linear_bias": False, "tie_embeddings": False}
+    config = changed(changed(tiny_config(), "model", **model), "optimizer", learning_rate=4e-3)
+    sharding = make_sharding(MeshConfig(**sizes))
+    expected = losses(config, one_device, 10)
+    np.testing.assert_allclose(losses(config, sharding, 10), expected, rtol=1e-5)
+
+
+@pytest.mark.multidevice
 def test_indivisible_and_colliding_layouts_name_the_parameter():
     config = changed(tiny_config(), "model", num_heads=2)
     sharding = make_sharding(MeshConfig(data=1, model=4, rules="model"))
-    with pytest.raises(UserError, match=r"layers/attention/key/bias: dimension 2 .* model=4"):
+    with pytest.raises(UserError, match=r"layers/attention/out/kernel: dimension 2 .* model=4"):
         init_state(config, sharding)
     with pytest.raises(UserError, match="overrides has no axis 'hedas'"):
         make_sharding(MeshConfig(overrides={"hedas": "fsdp"}))
     sharding = make_sharding(MeshConfig(overrides={"heads": "fsdp"}))
-    with pytest.raises(UserError, match=r"layers/attention/key/kernel: .* share a mesh axis"):
+    with pytest.raises(UserError, match=r"layers/attention/out/kernel: .* share a mesh axis"):
         init_state(config, sharding)
 
 
