@@ -44,6 +44,11 @@ them are remote code, which config.json names; it is loaded with `trust_remote_c
 
 _GLM_2021_TRAP = """ **Without
 it transformers takes `model_type: glm` for its own GLM-4 and builds another model.**"""
+# Read in their code, not run: vLLM's and SGLang's lists of models, llama.cpp's conversion.
+_SERVERS = (
+    "vLLM knows this class, SGLang `glm4` alone; llama.cpp's converter takes a byte-level "
+    "vocabulary with `<|endoftext|>` and `<|user|>` only. All of them read a context causally."
+)
 _SINCE = {"glm": "4.46", "glm4": "4.51"}
 
 
@@ -116,6 +121,8 @@ def faithfulness(release: Release) -> str:
         lines.append("Load it with trust_remote_code=True: see above what happens without.")
     if not lines:
         lines.append("The classes and servers that read this layout compute the trained function.")
+    if release.layout.name in _SINCE:
+        lines.append(_SERVERS)
     return "\n".join(f"- {line}" for line in lines)
 
 

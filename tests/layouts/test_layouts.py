@@ -6,6 +6,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
+from layouts.tiny_models import MODELS, random_params
 
 from glm_jax import layouts
 from glm_jax.config import ModelConfig
@@ -14,26 +15,8 @@ from glm_jax.layouts import parameters
 from glm_jax.layouts.safetensors_files import SafetensorsFiles
 
 CONFIGS = {
-    "glm_2021": ModelConfig(
-        vocab_size=160,
-        num_layers=3,
-        hidden_dim=48,
-        num_heads=4,
-        mlp_dim=192,
-        max_positions=64,
-        activation="gelu",
-    ),
-    "chatglm_v1": ModelConfig(
-        vocab_size=160,
-        num_layers=3,
-        hidden_dim=64,
-        num_heads=4,
-        mlp_dim=256,
-        max_positions=64,
-        position="rope_2d",
-        residual="deepnorm",
-        tie_embeddings=False,
-    ),
+    "glm_2021": MODELS["glm_2021"],
+    "chatglm_v1": dataclasses.replace(MODELS["chatglm"], hidden_dim=64, mlp_dim=256),
 }
 CONFIGS["glm_2021_scaled"] = CONFIGS["glm_2021"]
 LAYOUT_OF = {"glm_2021": "glm_2021", "glm_2021_scaled": "glm_2021", "chatglm_v1": "chatglm"}
@@ -42,15 +25,6 @@ LAYOUT_OF = {"glm_2021": "glm_2021", "glm_2021_scaled": "glm_2021", "chatglm_v1"
 def _fixture_weights(fixtures: Path, name: str) -> dict[str, np.ndarray]:
     tensors = SafetensorsFiles(fixtures / f"{name}.safetensors")
     return {k.removeprefix("param."): tensors[k] for k in tensors if k.startswith("param.")}
-
-
-def _random_params(config: ModelConfig) -> dict:
-    rng = np.random.default_rng(0)
-    flat = {
-        name: rng.normal(size=shape).astype(np.float32)
-        for name, shape in parameters.shapes(config).items()
-    }
-    return parameters.unflatten(flat)
 
 
 def _assert_same(left: dict, right: dict) -> None:
@@ -72,7 +46,7 @@ def test_published_weights_come_back_bit_for_bit(fixtures, name):
 
 @pytest.mark.parametrize("name", ["glm_2021", "chatglm_v1"])
 def test_every_layout_returns_what_it_was_given(name):
-    params = _random_params(CONFIGS[name])
+    params = random_params(CONFIGS[name])
     for layout in (LAYOUT_OF[name], "glm_jax"):
         tensors = dict(layouts.export_tensors(layout, params, CONFIGS[name]))
         _assert_same(layouts.load_params(layout, tensors, CONFIGS[name]), params)
@@ -113,14 +87,14 @@ def _check_labels(params: dict, config: ModelConfig) -> None:
 
 def test_rotary_buffers_and_the_prefix_are_accepted():
     config = CONFIGS["chatglm_v1"]
-    tensors = dict(layouts.export_tensors("chatglm", _random_params(config), config))
+    tensors = dict(layouts.export_tensors("chatglm", random_params(config), config))
     tensors["transformer.layers.0.attention.rotary_emb.inv_freq"] = np.zeros(32)
     layouts.load_params("chatglm", tensors, config)
 
 
 def test_missing_and_left_over_tensors_are_listed():
     config = CONFIGS["glm_2021"]
-    tensors = dict(layouts.export_tensors("glm_2021", _random_params(config), config))
+    tensors = dict(layouts.export_tensors("glm_2021", random_params(config), config))
     tensors["extra.weight"] = tensors.pop("word_embeddings.weight")
     with pytest.raises(UserError, match=r"missing word_embeddings.weight; unexpected extra.weight"):
         layouts.load_params("glm_2021", tensors, config)
@@ -128,7 +102,7 @@ def test_missing_and_left_over_tensors_are_listed():
 
 def test_a_prefixed_duplicate_is_left_over():
     config = CONFIGS["glm_2021"]
-    tensors = dict(layouts.export_tensors("glm_2021", _random_params(config), config))
+    tensors = dict(layouts.export_tensors("glm_2021", random_params(config), config))
     tensors["glm.word_embeddings.weight"] = tensors["word_embeddings.weight"]
     with pytest.raises(UserError, match=r"unexpected glm.word_embeddings.weight"):
         layouts.load_params("glm_2021", tensors, config)
@@ -136,7 +110,7 @@ def test_a_prefixed_duplicate_is_left_over():
 
 def test_a_wrong_shape_names_the_tensor_and_both_shapes():
     config = CONFIGS["glm_2021"]
-    tensors = dict(layouts.export_tensors("glm_2021", _random_params(config), config))
+    tensors = dict(layouts.export_tensors("glm_2021", random_params(config), config))
     wider = dataclasses.replace(config, vocab_size=200)
     with pytest.raises(UserError, match=r"word_embeddings.weight .*\(160, 48\).*\(200, 48\)"):
         layouts.load_params("glm_2021", tensors, wider)
@@ -152,7 +126,7 @@ def test_a_layout_refuses_a_model_it_cannot_hold():
 
 def test_parameters_of_another_model_are_refused():
     config = CONFIGS["glm_2021"]
-    params = _random_params(config)
+    params = random_params(config)
     with pytest.raises(UserError, match=r"token_embedding/embedding has shape \(160, 48\)"):
         dict(layouts.export_tensors("glm_jax", params, dataclasses.replace(config, vocab_size=8)))
     untied = dataclasses.replace(config, tie_embeddings=False)
@@ -162,7 +136,7 @@ def test_parameters_of_another_model_are_refused():
 
 def test_bfloat16_rounds_to_nearest():
     config = CONFIGS["glm_2021"]
-    params = _random_params(config)
+    params = random_params(config)
     tensors = layouts.export_tensors("glm_jax", params, config, "bfloat16")
     tensor = tensors["model.embed_tokens.weight"]
     expected = params["token_embedding"]["embedding"].astype(ml_dtypes.bfloat16)

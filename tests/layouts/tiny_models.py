@@ -10,52 +10,35 @@ from glm_jax import layouts
 from glm_jax.config import ModelConfig
 from glm_jax.layouts import parameters
 from glm_jax.layouts.sources import ArraySource
+from glm_jax.model.presets import preset
 
-_LEARNED = ModelConfig(
-    vocab_size=160,
-    num_layers=3,
-    hidden_dim=48,
-    num_heads=4,
-    mlp_dim=192,
-    max_positions=64,
-    dtype="float32",
-)
-_DEEPNORM = dataclasses.replace(_LEARNED, residual="deepnorm")
-_LATER = dataclasses.replace(
-    _LEARNED,
-    num_kv_heads=2,
-    hidden_dim=64,
-    mlp_dim=168,
-    position="rope_1d",
-    span_position="slot",
-    context="causal",
-    rope_fraction=0.5,
-    rope_layout="interleaved",
-    norm="rmsnorm",
-    activation="swiglu",
-    linear_bias=False,
-    tie_embeddings=False,
-)
+_SIZES = {
+    "vocab_size": 160,
+    "num_layers": 3,
+    "hidden_dim": 48,
+    "num_heads": 4,
+    "mlp_dim": 192,
+    "max_positions": 64,
+    "dtype": "float32",
+    "embedding_dropout": 0.0,
+    "output_dropout": 0.0,
+}
+
+
+def tiny(name: str, **changes) -> ModelConfig:
+    """A preset at toy size."""
+    return dataclasses.replace(preset(name), **(_SIZES | changes))
+
+
+_LATER = {"hidden_dim": 64, "mlp_dim": 168}
 MODELS = {
-    "glm_2021": _LEARNED,
-    "chatglm": dataclasses.replace(
-        _DEEPNORM, position="rope_2d", tie_embeddings=False, deepnorm_alpha=56**0.5
-    ),
-    "glm_130b": dataclasses.replace(
-        _DEEPNORM, position="rope_1d", span_position="mixed", activation="geglu", mlp_dim=128
-    ),
-    "chatglm2": _LATER,
-    "glm": dataclasses.replace(_LATER, rope_base=5e6, norm_eps=1.5625e-7),
-    "glm4": dataclasses.replace(_LATER, residual="sandwich", qkv_bias=False),
-    "glm_jax": dataclasses.replace(
-        _LATER,
-        position="rope_2d",
-        span_position="blank",
-        context="bidirectional",
-        rope_fraction=1.0,
-        rope_layout="half",
-        tie_embeddings=True,
-    ),
+    "glm_2021": tiny("glm_base"),
+    "chatglm": tiny("chatglm_6b", deepnorm_alpha=56**0.5),
+    "glm_130b": tiny("glm_130b", mlp_dim=128),
+    "chatglm2": tiny("chatglm2_6b", **_LATER),
+    "glm": tiny("glm4_9b", **_LATER),
+    "glm4": tiny("glm4_0414_32b", **_LATER),
+    "glm_jax": tiny("glm_modern_30m", **_LATER),
 }
 
 
