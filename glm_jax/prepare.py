@@ -10,6 +10,11 @@ shuffled once, here. DATA appears only when it is complete.
   python -m glm_jax.prepare --show_rows=400:408 --workdir=RUN
 
 prints training rows of a run, such as those of a step that metrics.jsonl calls bad.
+
+  python -m glm_jax.prepare --check_rows=1000 --workdir=RUN
+
+proves of its first training rows that they hold their text whole and that no slot sees what it must
+not.
 """
 
 import dataclasses
@@ -26,8 +31,11 @@ from absl import flags
 from rich import console, progress
 
 from glm_jax import cli
+from glm_jax.config import Config
 from glm_jax.data import sources
+from glm_jax.data.check_rows import check_rows
 from glm_jax.data.dataset import open_dataset
+from glm_jax.data.rows import Rows
 from glm_jax.data.show import show_row
 from glm_jax.documents import Counts, Document, read_documents
 from glm_jax.errors import UserError
@@ -83,12 +91,16 @@ def define_flags() -> None:
     )
     flags.DEFINE_bool("overwrite", False, "Replace an earlier dataset at --out.")
     flags.DEFINE_string("show_rows", None, "FIRST:END, training rows of --workdir to print.")
-    flags.DEFINE_string("workdir", None, "The run whose rows --show_rows prints.")
+    flags.DEFINE_integer("check_rows", None, "Number of training rows of --workdir to check.", 1)
+    flags.DEFINE_string("workdir", None, "The run of --show_rows and --check_rows.")
 
 
 def main() -> None:
     if FLAGS.show_rows:
         show_rows(FLAGS.show_rows, pathlib.Path(cli.required("workdir")))
+        return
+    if FLAGS.check_rows:
+        check_run(FLAGS.check_rows, pathlib.Path(cli.required("workdir")))
         return
     for name in ("input", "tokenizer", "out"):
         cli.required(name)
@@ -142,15 +154,30 @@ def show_rows(which: str, workdir: pathlib.Path) -> None:
     first, _, end = which.partition(":")
     if not (first.isdecimal() and end.isdecimal() and int(first) < int(end)):
         raise UserError(f"--show_rows must be FIRST:END with FIRST < END, got {which!r}")
+    rows, config, tokenizer = _training_rows(workdir)
+    terminal = console.Console(soft_wrap=True, highlight=False)
+    for index in range(int(first), int(end)):
+        terminal.print(show_row(index, rows[index], sorted(config.data.sources), tokenizer))
+
+
+def check_run(count: int, workdir: pathlib.Path) -> None:
+    """Checks the first `count` training rows of a run and says so.
+
+    Raises:
+      UserError: the first fault (see `check_rows`), or no such run or data.
+    """
+    rows, _, tokenizer = _training_rows(workdir)
+    check_rows(rows, count, tokenizer.special)
+    print(f"{count} rows hold their text whole, and no slot sees what it must not")
+
+
+def _training_rows(workdir: pathlib.Path) -> tuple[Rows, Config, Tokenizer]:
     config = load_config(workdir)
     tokenizer = Tokenizer.load(workdir / "tokenizer")
     dataset = open_dataset(config, tokenizer)
     if trained_data(workdir) not in (None, dataset.fingerprint):
         raise UserError(f"{workdir} was trained on other data than {config.data.dir} holds now")
-    terminal = console.Console(soft_wrap=True, highlight=False)
-    for index in range(int(first), int(end)):
-        row = dataset.train[index]
-        terminal.print(show_row(index, row, sorted(config.data.sources), tokenizer))
+    return dataset.train, config, tokenizer
 
 
 class _Corpus:

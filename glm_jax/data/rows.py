@@ -86,8 +86,8 @@ class Rows:
           UserError: the source cannot be read.
         """
         row = self._shuffled(index)
-        kind, offset = self._locate(row)
-        tokens = self._streams[kind.source].read(offset, kind.stream_tokens)
+        kind, _ = self._locate(row)
+        tokens = self.window(index)
         rng = np.random.default_rng([self._config.seed, SPLITS.index(self._split), row])
         pieces = spans.split_pieces(tokens, self._special)
         blanks = self._choose_blanks(rng, kind, tokens, pieces)
@@ -106,6 +106,15 @@ class Rows:
             source=self._source_names.index(kind.source),
             special=self._special,
         )
+
+    def window(self, index: int) -> np.ndarray:
+        """The stream tokens that row `index` is built from: int32 [S].
+
+        Raises:
+          UserError: the source cannot be read.
+        """
+        kind, offset = self._locate(self._shuffled(index))
+        return self._streams[kind.source].read(offset, kind.stream_tokens)
 
     def describe(self) -> str:
         """The kinds of rows as a table: share, stream tokens S and blanks K of each."""

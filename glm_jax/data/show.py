@@ -4,6 +4,7 @@ import numpy as np
 from rich.text import Text
 
 from glm_jax.batch import OBJECTIVES, Batch
+from glm_jax.objective.answers import answers
 from glm_jax.tokenizer import Tokenizer
 
 _BLANK, _TARGET, _FAINT = "bold yellow", "green", "dim"
@@ -34,33 +35,17 @@ def show_row(index: int, row: Batch, source_names: list[str], tokenizer: Tokeniz
 
 
 def _show_text(sample: Batch, tokenizer: Tokenizer) -> Text:
-    context = sample.tokens[sample.block_position == 0]
-    names = {getattr(tokenizer.special, name): name for name in ("mask", "smask", "gmask")}
-    blanks = np.flatnonzero(np.isin(context, list(names)))
-    answers = _answers(sample, blanks, tokenizer)
+    context = np.flatnonzero(sample.weights == 0)
     text = Text()
     start = 0
-    for place in blanks:
-        text.append(tokenizer.decode(context[start:place]))
-        order, answer = answers[int(place)]
-        text.append(f"[{tokenizer.pieces[context[place]].strip('[]')}:{order}=", _BLANK)
-        text.append(answer, _TARGET)
+    filled = answers(sample, tokenizer.special)
+    orders = {blank: order for order, blank in enumerate(filled, 1)}
+    for blank in sorted(filled):
+        text.append(tokenizer.decode(sample.tokens[start:blank]))
+        name = tokenizer.pieces[sample.tokens[blank]].strip("[]")
+        text.append(f"[{name}:{orders[blank]}=", _BLANK)
+        text.append(tokenizer.decode(sample.targets[filled[blank]]), _TARGET)
         text.append("]", _BLANK)
-        start = place + 1
-    text.append(tokenizer.decode(context[start:]))
+        start = blank + 1
+    text.append(tokenizer.decode(sample.tokens[start : len(context)]))
     return text
-
-
-def _answers(sample: Batch, blanks: np.ndarray, tokenizer: Tokenizer) -> dict[int, tuple[int, str]]:
-    """Place of a mask token in Part A -> when its span is written, from 1 on, and the span.
-
-    A span whose position is none of the `blanks` counts slots: those are written in their order.
-    """
-    starts = np.flatnonzero(sample.block_position == 1)
-    ends = np.append(starts, len(sample.tokens))[1:]
-    places = sample.position[starts]
-    places = places if np.isin(places, blanks).all() else blanks
-    return {
-        int(place): (order, tokenizer.decode(sample.targets[start:end]))
-        for order, (place, start, end) in enumerate(zip(places, starts, ends, strict=True), 1)
-    }

@@ -52,6 +52,10 @@ def test_planted_rows_are_skipped_and_named(run_config, poison, tmp_path, capsys
     printed = capsys.readouterr().out
     assert [f"row {index} " in printed for index in (11, 12, 15, 16)] == [False, True, True, False]
     assert "[MASK:" in printed or "[sMASK:" in printed or "[gMASK:" in printed
+    prepare.check_run(12, workdir)
+    assert "12 rows hold their text whole" in capsys.readouterr().out
+    with pytest.raises(UserError, match="^row 13, slot 0: "):
+        prepare.check_run(20, workdir)
 
 
 def test_too_many_in_a_row_stop_the_run(run_config, poison, tmp_path):

@@ -1,0 +1,92 @@
+"""Proves of built rows that they hold their text whole and that no slot sees what it must not."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from glm_jax.batch import Batch
+from glm_jax.data.rows import Rows
+from glm_jax.errors import UserError
+from glm_jax.objective.answers import answers
+from glm_jax.tokenizer import SpecialTokens
+
+Fault = tuple[int, str]
+"""A slot, and what is wrong there."""
+
+
+def check_rows(rows: Rows, count: int, special: SpecialTokens) -> None:
+    """Checks rows 0 .. count - 1.
+
+    Raises:
+      UserError: the first fault, with its row and slot; or a source cannot be read.
+    """
+    for index in range(count):
+        fault = first_fault(rows[index], rows.window(index), special)
+        if fault:
+            slot, message = fault
+            raise UserError(f"row {index}, slot {slot}: {message}")
+
+
+def first_fault(row: Batch, window: np.ndarray, special: SpecialTokens) -> Fault | None:
+    """The first fault of a row [T], or None.
+
+    Args:
+      window: int32 [S], the stream tokens that the row was built from.
+    """
+    visibility = next(_faults_of_visibility(row), None)
+    return visibility or next(_faults_of_text(row, window, special), None)
+
+
+def _faults_of_visibility(row: Batch) -> Iterator[Fault]:
+    """Padding comes last and sees nothing; others see their own text, targets nothing beyond."""
+    used = int((row.segment > 0).sum())
+    for slot in range(len(row.tokens)):
+        start, end = int(row.kv_start[slot]), int(row.kv_end[slot])
+        if (row.segment[slot] > 0) != (slot < used):
+            yield slot, "padding stands before a text"
+        elif slot >= used:
+            if start or end or row.weights[slot]:
+                yield slot, "padding has keys or a weight"
+        elif not 0 <= start < end <= len(row.tokens):
+            yield slot, f"keys {start}:{end} are no range of a row of {len(row.tokens)}"
+        elif (row.segment[start:end] != row.segment[slot]).any():
+            yield slot, f"keys {start}:{end} reach into another text"
+        elif row.weights[slot] and end > slot + 1:
+            yield slot, f"a target sees keys up to {end}"
+
+
+def _faults_of_text(row: Batch, window: np.ndarray, special: SpecialTokens) -> Iterator[Fault]:
+    """Context and targets, put together, are the window; no text goes on after an eos."""
+    read = 0
+    for segment in range(1, int(row.segment.max()) + 1):
+        slots = np.flatnonzero(row.segment == segment)
+        text = Batch(*(field[slots] for field in row))
+        for slot, message in _faults_of_inputs(text, special):
+            yield int(slots[slot]), message
+        ended = False
+        for slot, token in _recovered(text, special):
+            if ended:
+                yield int(slots[slot]), "a text goes on after its eos"
+            if read == len(window) or token != window[read]:
+                yield int(slots[slot]), f"token {token} is not token {read} of the stream window"
+            read, ended = read + 1, token == special.eos
+    if read < len(window):
+        yield len(row.tokens) - 1, f"the row holds {read} of its {len(window)} stream tokens"
+
+
+def _faults_of_inputs(text: Batch, special: SpecialTokens) -> Iterator[Fault]:
+    """What the model reads is what it is said to read: Part A, then every answer one behind."""
+    expected = np.where(text.weights > 0, np.roll(text.targets, 1), text.targets)
+    for span in answers(text, special).values():
+        expected[span[0]] = special.sop
+    for slot in np.flatnonzero(text.tokens != expected):
+        yield int(slot), f"the input is token {text.tokens[slot]} in place of {expected[slot]}"
+
+
+def _recovered(text: Batch, special: SpecialTokens) -> Iterator[tuple[int, int]]:
+    """Slot and token of one text, every blank filled with its answer."""
+    filled = answers(text, special)
+    for slot in np.flatnonzero(text.weights == 0).tolist():
+        for place in filled.get(slot, np.array([slot])).tolist():
+            if text.targets[place] != special.eop:
+                yield place, int(text.targets[place])
