@@ -2,16 +2,20 @@
 
 from typing import Any, NamedTuple
 
-OBJECTIVES = ("token", "sentence", "document")
-"""Names of the blank infilling objectives; `Batch.objective` holds an index into this tuple."""
+IN_PLACE = ("causal", "prefix", "masked")
+"""Objectives without blanks: there is no Part B."""
+
+OBJECTIVES = ("token", "sentence", "document", *IN_PLACE)
+"""Names of the objectives; `Batch.objective` holds an index into this tuple."""
 
 
 class Batch(NamedTuple):
-    """GLM samples as arrays: [n] for one sample, [T] for a packed row, [B, T] for a batch.
+    """Samples as arrays: [n] for one sample, [T] for a packed row, [B, T] for a batch.
 
     Query slot i sees exactly the keys `kv_start[i] <= j < kv_end[i]`; that rule expresses blank
     infilling, prefix LM, causal LM and any packing of them. Targets are aligned with inputs: there
-    is no label shift (GLM 2021).
+    is no label shift (GLM 2021). The fields are described for blank infilling; the other objectives
+    (`glm_jax.objective.in_place`) have no Part B.
 
     Attributes:
       tokens: int32, inputs. Part A is the corrupted text with its mask tokens, then each span of

@@ -106,7 +106,10 @@ class ObjectiveConfig:
     token_weight: float = 1.0  # [MASK]: short spans
     sentence_weight: float = 0.0  # [sMASK]: whole sentences
     document_weight: float = 0.0  # [gMASK]: one long span
-    mask_ratio: float = 0.15  # share of the tokens that token and sentence blanks cover
+    causal_weight: float = 0.0  # every token predicts the next
+    prefix_weight: float = 0.0  # a prefix that all see, the rest causal
+    masked_weight: float = 0.0  # BERT: single tokens masked in place
+    mask_ratio: float = 0.15  # share of the tokens that token and sentence blanks and masks cover
     span_length_mean: float = 3.0  # lambda of the zero-truncated Poisson of token spans
     max_span_length: int = 39
     span_sampling: str = "fixed"  # fixed: a row has a fixed number of blanks | budget: as published
@@ -114,6 +117,15 @@ class ObjectiveConfig:
     tokens_per_sentence_blank: int = 16  # a sentence row reserves a blank per so many masked tokens
     document_min_ratio: float = 0.25  # shortest [gMASK] span as a share of its document
     document_infill_prob: float = 0.5  # chance that text may follow the [gMASK] blank
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Share of rows, relative to the others, by the name of the objective."""
+        return {
+            name.removesuffix("_weight"): value
+            for name, value in vars(self).items()
+            if name.endswith("_weight")
+        }
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,6 +22,7 @@ def check(config: Config) -> None:
     check_model(config.model)
     _check_objective(config.objective)
     _check_blanks_are_told_apart(config)
+    _check_objective_fits_model(config)
     _check_data(config)
     _check_optimizer(config.optimizer)
     _check_training(config)
@@ -109,7 +110,7 @@ def _check_positions(m: ModelConfig) -> None:
 
 
 def _check_objective(o: ObjectiveConfig) -> None:
-    weights = (o.token_weight, o.sentence_weight, o.document_weight)
+    weights = tuple(o.weights.values())
     _require(
         min(weights) >= 0 and sum(weights) > 0,
         f"objective weights must be >= 0 with a positive sum, got {weights}",
@@ -131,6 +132,16 @@ def _check_blanks_are_told_apart(config: Config) -> None:
         "objective.shuffle_spans must be False for model.span_position slot: nothing but their "
         "order says which of several blanks an answer fills",
     )
+
+
+def _check_objective_fits_model(config: Config) -> None:
+    for name in ("prefix", "masked"):
+        weight = config.objective.weights[name]
+        _require(
+            weight == 0 or config.model.context == "bidirectional",
+            f"objective.{name}_weight {weight} needs model.context bidirectional, got "
+            f"{config.model.context}",
+        )
 
 
 def _check_data(config: Config) -> None:

@@ -1,6 +1,7 @@
 import pytest
 
 from glm_jax import config
+from glm_jax.batch import OBJECTIVES
 from glm_jax.errors import UserError
 
 
@@ -30,6 +31,14 @@ def test_round_trip():
         ),
         ({"objective": {"token_weight": 0.0}}, "objective weights .* positive sum"),
         ({"model": {"span_position": "slot"}}, "objective.shuffle_spans must be False for .* slot"),
+        (
+            {"objective": {"prefix_weight": 0.5}, "model": {"context": "causal"}},
+            "objective.prefix_weight 0.5 needs model.context bidirectional, got causal",
+        ),
+        (
+            {"objective": {"masked_weight": 0.5}, "model": {"context": "causal"}},
+            "objective.masked_weight 0.5 needs model.context bidirectional, got causal",
+        ),
         ({"objective": {"mask_ratio": 1.5}}, "objective.mask_ratio must be between 0 and 1"),
         ({"data": {"sources": {"en": {"weight": -1.0}}}}, "data.sources.en.weight must be pos"),
         ({"model": {"output_dropout": 2.0}}, r"model.output_dropout must be in \[0, 1\), got 2.0"),
@@ -43,6 +52,10 @@ def test_mistakes_are_one_line_that_names_the_field(values, message):
 
 def test_integers_are_accepted_where_floats_are_meant():
     assert config.from_dict({"optimizer": {"learning_rate": 1}}).optimizer.learning_rate == 1.0
+
+
+def test_every_objective_has_a_weight():
+    assert tuple(config.ObjectiveConfig().weights) == OBJECTIVES
 
 
 def test_vocabulary_is_rounded_up_to_the_multiple_and_never_below_the_tokenizer():

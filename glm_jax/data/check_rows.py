@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from glm_jax.batch import Batch
+from glm_jax.batch import IN_PLACE, OBJECTIVES, Batch
 from glm_jax.data.rows import Rows
 from glm_jax.errors import UserError
 from glm_jax.objective.answers import answers
@@ -51,7 +51,7 @@ def _faults_of_visibility(row: Batch) -> Iterator[Fault]:
             yield slot, f"keys {start}:{end} are no range of a row of {len(row.tokens)}"
         elif (row.segment[start:end] != row.segment[slot]).any():
             yield slot, f"keys {start}:{end} reach into another text"
-        elif row.weights[slot] and end > slot + 1:
+        elif row.weights[slot] and end > slot + 1 and not _is_masked(row):
             yield slot, f"a target sees keys up to {end}"
 
 
@@ -74,17 +74,38 @@ def _faults_of_text(row: Batch, window: np.ndarray, special: SpecialTokens) -> I
         yield len(row.tokens) - 1, f"the row holds {read} of its {len(window)} stream tokens"
 
 
+def _is_masked(row: Batch) -> bool:
+    """Whether targets stand in place of masks, which may see all of their text."""
+    return OBJECTIVES[row.objective[0]] == "masked"
+
+
 def _faults_of_inputs(text: Batch, special: SpecialTokens) -> Iterator[Fault]:
-    """What the model reads is what it is said to read: Part A, then every answer one behind."""
-    expected = np.where(text.weights > 0, np.roll(text.targets, 1), text.targets)
-    for span in answers(text, special).values():
-        expected[span[0]] = special.sop
+    """Inputs are the mask of a target in place, the target before, or else the slot's own."""
+    if _is_masked(text):
+        expected = np.where(text.weights > 0, special.mask, text.targets)
+    elif _is_in_place(text):
+        is_predicted = np.append(False, text.weights[:-1] > 0)
+        expected = np.where(is_predicted, np.roll(text.targets, 1), text.targets)
+        # The first slot that predicts is not predicted, and its target is not its input.
+        first = np.flatnonzero(text.weights)[:1]
+        expected[first] = text.tokens[first]
+    else:
+        expected = np.where(text.weights > 0, np.roll(text.targets, 1), text.targets)
+        for span in answers(text, special).values():
+            expected[span[0]] = special.sop
     for slot in np.flatnonzero(text.tokens != expected):
         yield int(slot), f"the input is token {text.tokens[slot]} in place of {expected[slot]}"
 
 
+def _is_in_place(text: Batch) -> bool:
+    return OBJECTIVES[text.objective[0]] in IN_PLACE
+
+
 def _recovered(text: Batch, special: SpecialTokens) -> Iterator[tuple[int, int]]:
     """Slot and token of one text, every blank filled with its answer."""
+    if _is_in_place(text):
+        yield from enumerate((text.targets if _is_masked(text) else text.tokens).tolist())
+        return
     filled = answers(text, special)
     for slot in np.flatnonzero(text.weights == 0).tolist():
         for place in filled.get(slot, np.array([slot])).tolist():

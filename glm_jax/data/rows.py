@@ -9,20 +9,20 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 
-from glm_jax.batch import OBJECTIVES, Batch
-from glm_jax.config import Config, ObjectiveConfig
+from glm_jax.batch import Batch
+from glm_jax.config import Config
 from glm_jax.data.sources import SPLITS, TokenStream
 from glm_jax.errors import UserError
-from glm_jax.objective import infill, spans
+from glm_jax.objective import infill
+from glm_jax.objective.samples import SampleBuilder, reserved_blanks
 from glm_jax.tokenizer import SpecialTokens
 
 MAX_CYCLE = 1000
 
-_BUDGET_MARGIN = 2.0  # standard deviations of the number of blanks that a budget row has room for
 _FEISTEL_ROUNDS = 4
 _UINT64 = (1 << 64) - 1
 
@@ -69,7 +69,7 @@ class Rows:
         self._streams = dict(streams)
         self._source_names = list(streams)
         self._special = special
-        self._is_sentence_end = is_sentence_end
+        self._builder = SampleBuilder(config, special, is_sentence_end)
         self._split = split
         self.kinds = _kinds(config, streams)
         self._cycle = _interleave([kind.rows for kind in self.kinds])
@@ -87,18 +87,8 @@ class Rows:
         """
         row = self._shuffled(index)
         kind, _ = self._locate(row)
-        tokens = self.window(index)
         rng = np.random.default_rng([self._config.seed, SPLITS.index(self._split), row])
-        pieces = spans.split_pieces(tokens, self._special)
-        blanks = self._choose_blanks(rng, kind, tokens, pieces)
-        samples = infill.build_pieces(
-            tokens,
-            pieces.end,
-            blanks,
-            mask_id=_mask_id(kind.objective, self._special),
-            special=self._special,
-            model=self._config.model,
-        )
+        samples = self._builder.build(rng, self.window(index), kind.objective, kind.max_blanks)
         return infill.pack(
             [samples],
             self._config.data.seq_length,
@@ -126,16 +116,6 @@ class Rows:
                 f"{kind.stream_tokens:7} {kind.max_blanks:7}"
             )
         return "\n".join(lines)
-
-    def _choose_blanks(self, rng, kind: Kind, tokens: np.ndarray, pieces) -> spans.Blanks:
-        objective = self._config.objective
-        if kind.objective == "token":
-            return spans.token_spans(rng, pieces, kind.max_blanks, objective)
-        if kind.objective == "sentence":
-            return spans.sentence_spans(
-                rng, tokens, pieces, self._is_sentence_end, kind.max_blanks, objective
-            )
-        return spans.document_spans(rng, pieces, kind.max_blanks, objective)
 
     def _consumption(self) -> tuple[list[int], dict[str, int]]:
         """Tokens a row's source gave earlier in the cycle, by place; and in a whole cycle."""
@@ -170,15 +150,12 @@ class Rows:
         )
 
 
-def _mask_id(objective: str, special: SpecialTokens) -> int:
-    return {"token": special.mask, "sentence": special.smask, "document": special.gmask}[objective]
-
-
 def _kinds(config: Config, streams: Mapping[str, TokenStream]) -> tuple[Kind, ...]:
-    objective_weights = {name: getattr(config.objective, f"{name}_weight") for name in OBJECTIVES}
     weights = {
         (source, objective): config.data.sources[source].weight * weight
-        for source, (objective, weight) in itertools.product(streams, objective_weights.items())
+        for source, (objective, weight) in itertools.product(
+            streams, config.objective.weights.items()
+        )
         if weight > 0
     }
     length = config.data.seq_length
@@ -216,41 +193,6 @@ def _interleave(counts: list[int]) -> list[int]:
         ((rank + 0.5) / count, kind) for kind, count in enumerate(counts) for rank in range(count)
     ]
     return [kind for _, kind in sorted(places)]
-
-
-def reserved_blanks(
-    objective: str, config: ObjectiveConfig, length: int, document_tokens: float
-) -> int:
-    """Blanks K that a row of `length` slots has room for; the other `length - 2 K` are text.
-
-    Token rows with fixed sampling use all of them, so that the row is full and `mask_ratio` of its
-    text is masked on average. The others fill what they do not use with padding.
-
-    Args:
-      document_tokens: mean length of a document of the source, with its `[CLS]` and eos.
-    """
-    mean, variance = spans.length_moments(config.span_length_mean, config.max_span_length)
-
-    def fixed(tokens: int) -> float:
-        return config.mask_ratio * tokens / mean - 0.5  # rounds to the nearest
-
-    def budget(tokens: int) -> float:
-        # Spans drawn until a sum: the renewal count has variance sum * variance / mean^3.
-        masked = config.mask_ratio * tokens
-        return masked / mean + _BUDGET_MARGIN * math.sqrt(masked * variance / mean**3)
-
-    def sentence(tokens: int) -> float:
-        return config.mask_ratio * tokens / config.tokens_per_sentence_blank + 1
-
-    def document(tokens: int) -> float:
-        return tokens / document_tokens + 1  # pieces that a window at a random place has
-
-    needed: Callable[[int], float] = {
-        "token": fixed if config.span_sampling == "fixed" else budget,
-        "sentence": sentence,
-        "document": document,
-    }[objective]
-    return next(k for k in itertools.count(1) if k >= needed(length - 2 * k))
 
 
 def permute(index: int, size: int, key: tuple[int, ...]) -> int:

@@ -14,7 +14,8 @@ def show_row(index: int, row: Batch, source_names: list[str], tokenizer: Tokeniz
     """A headline, then a paragraph for each packed text.
 
     A blank is shown as `[MASK:n=answer]`, n being its place in the order in which the model writes
-    the spans.
+    the spans, k tokens masked in place as `[MASK*k=text]`, and a text that is generated from its
+    beginning as `beginning|rest`.
 
     Args:
       row: fields [T].
@@ -35,6 +36,36 @@ def show_row(index: int, row: Batch, source_names: list[str], tokenizer: Tokeniz
 
 
 def _show_text(sample: Batch, tokenizer: Tokenizer) -> Text:
+    objective = OBJECTIVES[sample.objective[0]]
+    if objective in ("causal", "prefix"):
+        return _show_continued(sample, tokenizer)
+    if objective == "masked":
+        return _show_masked(sample, tokenizer)
+    return _show_blanks(sample, tokenizer)
+
+
+def _show_continued(sample: Batch, tokenizer: Tokenizer) -> Text:
+    given = len(sample.tokens) - int((sample.weights > 0).sum())
+    text = Text(tokenizer.decode(sample.tokens[:given]))
+    text.append("|", _BLANK)
+    return text.append(tokenizer.decode(sample.tokens[given:]), _TARGET)
+
+
+def _show_masked(sample: Batch, tokenizer: Tokenizer) -> Text:
+    is_masked = sample.weights > 0
+    text = Text()
+    for run in np.split(np.arange(len(is_masked)), np.flatnonzero(np.diff(is_masked)) + 1):
+        if is_masked[run[0]]:
+            name = tokenizer.pieces[sample.tokens[run[0]]].strip("[]")
+            text.append(f"[{name}{f'*{len(run)}' if len(run) > 1 else ''}=", _BLANK)
+            text.append(tokenizer.decode(sample.targets[run]), _TARGET)
+            text.append("]", _BLANK)
+        else:
+            text.append(tokenizer.decode(sample.tokens[run]))
+    return text
+
+
+def _show_blanks(sample: Batch, tokenizer: Tokenizer) -> Text:
     context = np.flatnonzero(sample.weights == 0)
     text = Text()
     start = 0

@@ -69,7 +69,7 @@ def summarise(sums: Sums, languages: Sequence[str]) -> dict[str, float]:
 
     Returns:
       Figures by name, such as `loss`, `loss/zh` and `exact_match/token`; a group that had no
-      target is left out.
+      target is left out, and so is the exact match of one without spans.
     """
     sums = Sums(*(np.asarray(x, np.float64) for x in sums))
     figures = _figures(sums, "")
@@ -85,8 +85,10 @@ def summarise(sums: Sums, languages: Sequence[str]) -> dict[str, float]:
 def _figures(sums: Sums, suffix: str) -> dict[str, float]:
     if sums.weight.sum() == 0:
         return {}
-    return {
+    figures = {
         f"loss{suffix}": sums.loss.sum() / sums.weight.sum(),
         f"accuracy{suffix}": sums.correct.sum() / sums.targets.sum(),
-        f"exact_match{suffix}": sums.exact_spans.sum() / sums.spans.sum(),
     }
+    if sums.spans.sum() > 0:
+        figures[f"exact_match{suffix}"] = sums.exact_spans.sum() / sums.spans.sum()
+    return figures

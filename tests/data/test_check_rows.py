@@ -31,7 +31,14 @@ def test_rows_of_old_configs_stay_as_they_were(make_config, open_rows, objective
     assert digest.hexdigest()[:16] == expected
 
 
-@pytest.mark.parametrize("objective", [MIXED, {"span_sampling": "budget"}])
+OBJECTIVE_OPTIONS = [
+    MIXED,
+    {"span_sampling": "budget"},
+    {"token_weight": 0.0, "causal_weight": 1.0, "prefix_weight": 1.0, "masked_weight": 1.0},
+]
+
+
+@pytest.mark.parametrize("objective", OBJECTIVE_OPTIONS)
 def test_rows_hold_their_text(make_config, open_rows, objective):
     check_rows(open_rows(make_config(**objective)), 60, SPECIAL)
 

@@ -11,8 +11,9 @@ from toy_dataset import IS_SENTENCE_END
 
 from glm_jax.batch import OBJECTIVES
 from glm_jax.config import ObjectiveConfig
-from glm_jax.data.rows import Rows, permute, reserved_blanks
+from glm_jax.data.rows import Rows, permute
 from glm_jax.errors import UserError
+from glm_jax.objective.samples import reserved_blanks
 from glm_jax.tokenizer import SpecialTokens
 
 SPECIAL = SpecialTokens()
@@ -25,6 +26,11 @@ ONLY = {
 
 def text_of(row) -> list[int]:
     """The stream tokens of a row: its context with every blank filled in."""
+    used, objective = row.segment > 0, OBJECTIVES[row.objective[0]]
+    if objective in ("causal", "prefix"):
+        return row.tokens[used].tolist()
+    if objective == "masked":
+        return row.targets[used].tolist()
     text = []
     for segment in range(1, row.segment.max() + 1):
         here = row.segment == segment
@@ -103,7 +109,7 @@ def test_sources_of_a_mixture_are_read_in_step(dataset, make_config, open_rows):
         tokens = dataset.tokens[name]["train"]
         assert len(text) >= len(tokens), "every source is read at least once"
         assert text == np.resize(tokens, len(text)).tolist()
-    for name in OBJECTIVES:
+    for name in OBJECTIVES[:3]:
         assert objectives[name] / len(rows) == pytest.approx(MIXED[f"{name}_weight"], abs=0.02)
 
 
@@ -185,7 +191,7 @@ def test_no_piece_sees_another(make_config, open_rows, index, length, objective)
     for slot in np.flatnonzero(row.segment):
         seen = slice(row.kv_start[slot], row.kv_end[slot])
         assert set(row.segment[seen]) == {row.segment[slot]}
-        in_part_b = row.weights[seen] > 0
+        in_part_b = (row.weights[seen] > 0) & (row.block_position[seen] > 0)
         assert not in_part_b.any() or row.weights[slot] > 0, "Part A never sees Part B"
     text = text_of(row)
     assert text.count(SPECIAL.eos) + (text[-1] != SPECIAL.eos) == row.segment.max()

@@ -1,11 +1,14 @@
 """A row as text: what stood in a blank is shown there, whatever positions answers have."""
 
+import re
+
 import numpy as np
 import pytest
 
 from glm_jax.config import ModelConfig
 from glm_jax.data.show import show_row
-from glm_jax.objective import infill
+from glm_jax.objective import in_place, infill
+from glm_jax.objective.spans import split_pieces
 from glm_jax.tokenizer import Tokenizer
 
 
@@ -29,3 +32,28 @@ def test_answers_are_shown_in_their_blanks(data_dir, span_position, order, numbe
     shown = show_row(7, row, ["en"], tokenizer).plain
     first, second = numbers
     assert f"Gold is[MASK:{first}= yellow] and iron[MASK:{second}= grey]." in shown
+
+
+@pytest.mark.parametrize("objective", ["causal", "prefix", "masked"])
+def test_texts_without_blanks(data_dir, objective):
+    tokenizer = Tokenizer.load(data_dir / "tokenizer")
+    special, rng = tokenizer.special, np.random.default_rng(0)
+    text = "Gold is yellow and iron grey."
+    tokens = np.concatenate(([special.cls], tokenizer.encode(text), [special.eos]))
+    tokens = tokens.astype(np.int32)
+    pieces = split_pieces(tokens, special)
+    if objective == "causal":
+        sample = in_place.causal(tokens, pieces)
+    elif objective == "prefix":
+        sample = in_place.prefix(rng, tokens, pieces)
+    else:
+        sample = in_place.masked(rng, tokens, pieces, mask_ratio=0.5, mask_id=special.mask)
+    row = infill.pack([sample], 64, objective=objective, source=0, special=special)
+    shown = show_row(7, row, ["en"], tokenizer).plain
+    assert f"row 7  en, {objective}: {len(tokens)} of 64 slots" in shown
+    if objective == "masked":
+        assert "[MASK" in shown
+        assert re.sub(r"\[MASK(?:\*[0-9]+)?=(.*?)\]", r"\1", shown).endswith(f"1 {text}\n")
+    else:
+        assert shown.count("|") == 1
+        assert shown.replace("|", "").endswith(f"1 {text}\n")
