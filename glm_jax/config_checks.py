@@ -119,7 +119,14 @@ def _check_objective(o: ObjectiveConfig) -> None:
     _require(
         0 < o.mask_ratio < 1, f"objective.mask_ratio must be between 0 and 1, got {o.mask_ratio}"
     )
-    for name in ("document_min_ratio", "document_infill_prob"):
+    for name in (
+        "document_min_ratio",
+        "document_infill_prob",
+        "single_span_prob",
+        "short_sequence_prob",
+        "block_mask_prob",
+        "context_mask_ratio",
+    ):
         _in_unit(f"objective.{name}", getattr(o, name))
     _positive("objective", o, "span_length_mean", "max_span_length", "tokens_per_sentence_blank")
 
@@ -142,6 +149,11 @@ def _check_objective_fits_model(config: Config) -> None:
             f"objective.{name}_weight {weight} needs model.context bidirectional, got "
             f"{config.model.context}",
         )
+    _require(
+        not config.objective.random_position or config.model.position == "learned_2d",
+        "objective.random_position True is for model.position learned_2d, got "
+        f"{config.model.position}: rotary attention sees nothing but differences",
+    )
 
 
 def _check_data(config: Config) -> None:

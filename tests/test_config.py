@@ -39,6 +39,11 @@ def test_round_trip():
             {"objective": {"masked_weight": 0.5}, "model": {"context": "causal"}},
             "objective.masked_weight 0.5 needs model.context bidirectional, got causal",
         ),
+        (
+            {"objective": {"random_position": True}, "model": {"position": "rope_2d"}},
+            "objective.random_position True is for model.position learned_2d, got rope_2d",
+        ),
+        ({"objective": {"block_mask_prob": 2.0}}, r"objective.block_mask_prob must be in \[0, 1\]"),
         ({"objective": {"mask_ratio": 1.5}}, "objective.mask_ratio must be between 0 and 1"),
         ({"data": {"sources": {"en": {"weight": -1.0}}}}, "data.sources.en.weight must be pos"),
         ({"model": {"output_dropout": 2.0}}, r"model.output_dropout must be in \[0, 1\), got 2.0"),

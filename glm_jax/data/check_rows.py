@@ -93,7 +93,9 @@ def _faults_of_inputs(text: Batch, special: SpecialTokens) -> Iterator[Fault]:
         expected = np.where(text.weights > 0, np.roll(text.targets, 1), text.targets)
         for span in answers(text, special).values():
             expected[span[0]] = special.sop
-    for slot in np.flatnonzero(text.tokens != expected):
+    is_noise = text.tokens == special.dblock if special.dblock is not None else False
+    is_control = np.isin(expected, (special.sop, special.mask, special.eos, *special.start))
+    for slot in np.flatnonzero((text.tokens != expected) & ~(is_noise & ~is_control)):
         yield int(slot), f"the input is token {text.tokens[slot]} in place of {expected[slot]}"
 
 

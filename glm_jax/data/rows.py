@@ -63,7 +63,7 @@ class Rows:
 
         Raises:
           UserError: a source or objective whose weight is less than half a row in MAX_CYCLE, or a
-            negative seed.
+            negative seed; see also `SampleBuilder`.
         """
         self._config = config
         self._streams = dict(streams)

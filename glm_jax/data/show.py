@@ -72,11 +72,20 @@ def _show_blanks(sample: Batch, tokenizer: Tokenizer) -> Text:
     filled = answers(sample, tokenizer.special)
     orders = {blank: order for order, blank in enumerate(filled, 1)}
     for blank in sorted(filled):
-        text.append(tokenizer.decode(sample.tokens[start:blank]))
+        text.append(_with_noise(sample.tokens[start:blank], tokenizer))
         name = tokenizer.pieces[sample.tokens[blank]].strip("[]")
         text.append(f"[{name}:{orders[blank]}=", _BLANK)
         text.append(tokenizer.decode(sample.targets[filled[blank]]), _TARGET)
         text.append("]", _BLANK)
         start = blank + 1
-    text.append(tokenizer.decode(sample.tokens[start : len(context)]))
+    text.append(_with_noise(sample.tokens[start : len(context)], tokenizer))
     return text
+
+
+def _with_noise(tokens: np.ndarray, tokenizer: Tokenizer) -> str:
+    """The text with [dBLOCK] spelled out, which no other control symbol is."""
+    noise = tokenizer.special.dblock
+    if noise is None:
+        return tokenizer.decode(tokens)
+    parts = np.split(tokens, np.flatnonzero(tokens == noise))
+    return tokenizer.pieces[noise].join(tokenizer.decode(part) for part in parts)

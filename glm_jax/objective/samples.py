@@ -9,10 +9,12 @@ import numpy as np
 
 from glm_jax.batch import IN_PLACE, Batch
 from glm_jax.config import Config, ObjectiveConfig
-from glm_jax.objective import in_place, infill, spans
+from glm_jax.errors import UserError
+from glm_jax.objective import in_place, infill, noise, spans
 from glm_jax.tokenizer import SpecialTokens
 
 _BUDGET_MARGIN = 2.0  # standard deviations of the number of blanks that a budget row has room for
+_SHORTEST_TEXT = 32  # of a row that is cut into short ones, as published
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +29,15 @@ class SampleBuilder:
     special: SpecialTokens
     is_sentence_end: np.ndarray
 
+    def __post_init__(self):
+        """Raises UserError for noise that the tokenizer has no token for."""
+        for name in ("block_mask_prob", "context_mask_ratio"):
+            value = getattr(self.config.objective, name)
+            if value > 0 and self.special.dblock is None:
+                raise UserError(
+                    f"config.objective.{name} {value} needs a tokenizer with a [dBLOCK] token"
+                )
+
     def build(
         self, rng: np.random.Generator, tokens: np.ndarray, objective: str, max_blanks: int
     ) -> Batch:
@@ -40,14 +51,47 @@ class SampleBuilder:
         Returns:
           Fields of at most S + 2 K slots, as `infill.build_pieces` returns them.
         """
-        pieces = spans.split_pieces(tokens, self.special)
+        pieces = spans.split_pieces(tokens, self.special, self._cuts(rng, len(tokens)))
+        if objective in IN_PLACE:
+            samples = self._in_place(rng, tokens, pieces, objective)
+        else:
+            samples = self._infilled(rng, tokens, pieces, objective, max_blanks)
+        if objective == "token":
+            samples = self._with_noise(rng, samples, len(tokens))
+        if self.config.objective.random_position:
+            samples = noise.shift_positions(rng, samples, self.config.model.max_positions)
+        return samples
+
+    def _cuts(self, rng: np.random.Generator, length: int) -> np.ndarray | None:
+        """Where a window is cut beside the ends of its documents.
+
+        GLM 2021 draws one length for a batch and takes windows of it from every sample; here the
+        row is cut into texts of one drawn length, so that none of its tokens is lost.
+        """
+        probability = self.config.objective.short_sequence_prob
+        if probability == 0 or rng.random() >= probability:
+            return None
+        every = rng.integers(_SHORTEST_TEXT, max(length, _SHORTEST_TEXT + 1))
+        return np.arange(every, length, every)
+
+    def _in_place(
+        self, rng: np.random.Generator, tokens: np.ndarray, pieces: spans.Pieces, objective: str
+    ) -> Batch:
         if objective == "causal":
             return in_place.causal(tokens, pieces)
         if objective == "prefix":
             return in_place.prefix(rng, tokens, pieces)
-        if objective == "masked":
-            ratio = self.config.objective.mask_ratio
-            return in_place.masked(rng, tokens, pieces, mask_ratio=ratio, mask_id=self.special.mask)
+        ratio = self.config.objective.mask_ratio
+        return in_place.masked(rng, tokens, pieces, mask_ratio=ratio, mask_id=self.special.mask)
+
+    def _infilled(
+        self,
+        rng: np.random.Generator,
+        tokens: np.ndarray,
+        pieces: spans.Pieces,
+        objective: str,
+        max_blanks: int,
+    ) -> Batch:
         return infill.build_pieces(
             tokens,
             pieces.end,
@@ -56,6 +100,15 @@ class SampleBuilder:
             special=self.special,
             model=self.config.model,
         )
+
+    def _with_noise(self, rng: np.random.Generator, samples: Batch, text_length: int) -> Batch:
+        config = self.config.objective
+        if config.block_mask_prob > 0:
+            samples = noise.noise_in_answers(rng, samples, config.block_mask_prob, self.special)
+        if config.context_mask_ratio > 0:
+            count = int(config.context_mask_ratio * text_length)
+            samples = noise.noise_near_blanks(rng, samples, count, self.special)
+        return samples
 
     def _choose_blanks(
         self,
@@ -67,6 +120,8 @@ class SampleBuilder:
     ) -> spans.Blanks:
         config = self.config.objective
         if objective == "token":
+            if config.single_span_prob > 0 and rng.random() < config.single_span_prob:
+                return spans.single_spans(rng, pieces, max_blanks, config)
             return spans.token_spans(rng, pieces, max_blanks, config)
         if objective == "sentence":
             return spans.sentence_spans(
@@ -107,7 +162,11 @@ def reserved_blanks(
         return config.mask_ratio * tokens / config.tokens_per_sentence_blank + 1
 
     def document(tokens: int) -> float:
-        return tokens / document_tokens + 1  # pieces that a window at a random place has
+        pieces = tokens / document_tokens + 1  # that a window at a random place has
+        if config.short_sequence_prob > 0:
+            # The mean of tokens / length over the lengths of short texts.
+            pieces += math.log(max(tokens / _SHORTEST_TEXT, 1.0))
+        return pieces
 
     needed: Callable[[int], float] = {
         "token": fixed if config.span_sampling == "fixed" else budget,

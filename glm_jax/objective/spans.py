@@ -1,7 +1,8 @@
 """What to blank: token, sentence and document spans over the pieces of a row.
 
-A row is a window of the token stream; a piece is the part of one document that lies in it. No span
-crosses a piece, and no blank covers `[CLS]`. Spans come back in the order of Part B.
+A row is a window of the token stream; a piece is the part of one document that lies in it, or less
+where a row is cut into shorter texts. No span crosses a piece, and no blank covers `[CLS]`. Spans
+come back in the order of Part B.
 """
 
 import functools
@@ -50,14 +51,20 @@ class Blanks(NamedTuple):
     eop: np.ndarray
 
 
-def split_pieces(tokens: np.ndarray, special: SpecialTokens) -> Pieces:
-    """Splits a window of the token stream (int32 [S], S > 0) after every eos."""
-    last_is_eos = tokens[-1] == special.eos
+def split_pieces(
+    tokens: np.ndarray, special: SpecialTokens, cuts: np.ndarray | None = None
+) -> Pieces:
+    """Splits a window of the token stream (int32 [S], S > 0) after every eos.
+
+    Args:
+      cuts: further places to split at, int64, ascending, 0 < cut < S.
+    """
     inner_ends = np.flatnonzero(tokens[:-1] == special.eos) + 1
+    if cuts is not None:
+        inner_ends = np.union1d(inner_ends, cuts)
     start = np.concatenate(([0], inner_ends))
     end = np.concatenate((inner_ends, [len(tokens)]))
-    text_end = end - 1
-    text_end[-1] += not last_is_eos
+    text_end = end - (tokens[end - 1] == special.eos)
     # A piece that is nothing but an eos, or an empty document, has no text: start == end.
     text_start = np.minimum(start + np.isin(tokens[start], special.start), text_end)
     return Pieces(start, end, text_start, text_end)
@@ -148,6 +155,27 @@ def token_spans(
     lengths, piece = _deal(rng, lengths, pieces.text_end - pieces.text_start)
     start = _place(rng, lengths, piece, pieces)
     return _in_part_b_order(rng, start, start + lengths, config.shuffle_spans)
+
+
+def single_spans(
+    rng: np.random.Generator, pieces: Pieces, max_blanks: int, config: ObjectiveConfig
+) -> Blanks:
+    """One short span per piece (GLM 2021's `single_span_prob`); it is shortened where it must be.
+
+    Args:
+      max_blanks: K, most blanks of the row. Where it has more pieces, the shortest stay context.
+    """
+    room = pieces.text_end - pieces.text_start
+    piece = _longest(np.flatnonzero(room >= 2), room, max_blanks)
+    lengths = np.minimum(draw_lengths(rng, len(piece), config), room[piece] - 1)
+    start = _place(rng, lengths, piece, pieces)
+    return _in_part_b_order(rng, start, start + lengths, config.shuffle_spans)
+
+
+def _longest(pieces: np.ndarray, size: np.ndarray, count: int) -> np.ndarray:
+    """The `count` of `pieces` with the largest `size` [P], or all of them, in ascending order."""
+    longest_first = pieces[np.argsort(-size[pieces], kind="stable")]
+    return np.sort(longest_first[:count])
 
 
 def _deal(
@@ -288,9 +316,7 @@ def document_spans(
     """
     size = pieces.end - pieces.start
     room = pieces.text_end - pieces.text_start
-    holders = np.flatnonzero((size >= 3) & (room >= 2))
-    longest_first = holders[np.argsort(-size[holders], kind="stable")]
-    piece = np.sort(longest_first[:max_blanks])
+    piece = _longest(np.flatnonzero((size >= 3) & (room >= 2)), size, max_blanks)
     infill = rng.random(len(piece)) < config.document_infill_prob
 
     longest = np.where(infill, room[piece] - 1, size[piece] - 2)

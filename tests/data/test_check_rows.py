@@ -34,6 +34,8 @@ def test_rows_of_old_configs_stay_as_they_were(make_config, open_rows, objective
 OBJECTIVE_OPTIONS = [
     MIXED,
     {"span_sampling": "budget"},
+    MIXED | {"short_sequence_prob": 0.7, "random_position": True, "single_span_prob": 0.3},
+    {"block_mask_prob": 0.3, "context_mask_ratio": 0.1, "short_sequence_prob": 0.5},
     {"token_weight": 0.0, "causal_weight": 1.0, "prefix_weight": 1.0, "masked_weight": 1.0},
 ]
 

@@ -216,3 +216,39 @@ def test_rows_need_no_more_than_the_streams(dataset, make_config):
     )
     assert rows.kinds[0].max_blanks == 2
     assert rows[0].weights.sum() > 0
+
+
+def test_a_share_of_token_rows_has_one_span_per_text(make_config, open_rows):
+    rows = open_rows(make_config(single_span_prob=0.3))
+    single = 0
+    for index in range(300):
+        row = rows[index]
+        starts = row.segment[(row.weights > 0) & (row.block_position == 1)]
+        single += len(starts) == len(set(starts)) and len(starts) < 6
+    assert single / 300 == pytest.approx(0.3, abs=0.08)
+
+
+@pytest.mark.parametrize("objective", ["token", "document", "causal"])
+def test_a_share_of_rows_is_cut_into_short_texts(make_config, open_rows, objective):
+    """All texts of such a row but those that a document ends have one length of 32 or more."""
+    config = make_config(
+        sources={"en": {}}, seq_length=256, short_sequence_prob=0.5, **ONLY[objective]
+    )
+    rows = open_rows(config)
+    longest, cut = [], 0
+    for index in range(200):
+        ends = np.flatnonzero(rows.window(index)[:-1] == SPECIAL.eos)
+        texts = int(rows[index].segment.max())
+        cut += texts > len(ends) + 1
+        if texts > len(ends) + 1:
+            longest.append(np.bincount(rows[index].segment)[1:].max())
+    assert cut / 200 == pytest.approx(0.5, abs=0.12)
+    assert min(longest) >= 32
+    assert np.std(longest) > 20, "lengths are drawn for each row"
+
+
+@pytest.mark.parametrize("name", ["block_mask_prob", "context_mask_ratio"])
+def test_noise_needs_its_token(make_config, name):
+    special = dataclasses.replace(SPECIAL, dblock=None)
+    with pytest.raises(UserError, match=f"config.objective.{name} 0.1 needs a tokenizer with"):
+        Rows(make_config(**{name: 0.1}), {}, special, IS_SENTENCE_END, "train")

@@ -57,3 +57,14 @@ def test_texts_without_blanks(data_dir, objective):
     else:
         assert shown.count("|") == 1
         assert shown.replace("|", "").endswith(f"1 {text}\n")
+
+
+def test_noise_is_spelled_out(data_dir):
+    tokenizer = Tokenizer.load(data_dir / "tokenizer")
+    special = tokenizer.special
+    tokens = tokenizer.encode("Gold is yellow and iron grey.")
+    sample = infill.build(tokens, [(2, 4)], mask_id=special.mask, special=special)
+    sample.tokens[1] = special.dblock
+    row = infill.pack([sample], 64, objective="token", source=0, special=special)
+    shown = show_row(7, row, ["en"], tokenizer).plain
+    assert f"1 {tokenizer.decode(tokens[:1])}[dBLOCK][MASK:1=" in shown

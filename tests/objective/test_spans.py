@@ -206,3 +206,16 @@ def test_a_family_without_cls_blanks_from_the_first_token_on():
     pieces = spans.split_pieces(np.array([30, 31, 2, 32, 33], np.int32), special)
     assert pieces.start.tolist() == pieces.text_start.tolist() == [0, 3]
     assert pieces.text_end.tolist() == [2, 5]
+
+
+@hypothesis.given(windows(), st.lists(st.integers(1, 200), unique=True).map(sorted))
+@hypothesis.settings(max_examples=60, deadline=None)
+def test_further_cuts(tokens, cuts):
+    cuts = np.array([cut for cut in cuts if cut < len(tokens)], np.int64)
+    pieces = spans.split_pieces(tokens, SPECIAL, cuts)
+    whole = spans.split_pieces(tokens, SPECIAL)
+    assert set(pieces.end) == set(whole.end) | set(cuts)
+    assert pieces.start.tolist() == [0, *pieces.end[:-1]]
+    for start, end, text_start, text_end in zip(*pieces, strict=True):
+        text = [i for i in range(start, end) if tokens[i] not in (SPECIAL.cls, SPECIAL.eos)]
+        assert list(range(text_start, text_end)) == text
