@@ -1,6 +1,7 @@
 """GLM-130B (Zeng et al. 2022), its published recipe as far as rows can be built for it.
 
-What: 1D rotary positions, DeepNorm, GEGLU; 30 % [MASK] and 70 % [gMASK] rows of 2048.
+What: 1D rotary positions, DeepNorm, GEGLU; 30 % [MASK] rows of four samples of 512 slots and 70 %
+  [gMASK] rows of one of 2048.
 Cost: parameters, slots, training FLOPs, weights with gradients and AdamW (docs/recipes.md: how).
   130b: 129B, 4.0e11, 3.1e23, 2059.2 GB; 60 days on 768 A100 in the paper
 Command: python -m glm_jax.train --config=configs/glm_130b.py --config.data.dir=DATA --workdir=RUN,
@@ -11,10 +12,11 @@ Source: arXiv 2210.02414, Table 11 and section 2; the training log and code of T
   released checkpoint is step 49,300 of a run with a batch ramp; 46,239 steps at the full batch are
   the paper's 400B tokens.
 Not expressible yet: the batch ramp (192 to 4224 rows over the first 2.5 % of the rows), so the
-  warm-up has the number of updates of the published one (2,316) and not its rows; [MASK] rows are
-  one text of 2048 and not four of 512; 5 % of multi-task instruction rows; dropout on attention;
-  several hosts, which it needs. The learning rate starts at 0 and not at 1e-7, and rows respect the
-  ends of documents, which the published ones did not.
+  warm-up has the number of updates of the published one (2,316) and not its rows; 5 % of multi-task
+  instruction rows; the 2 % of [MASK] samples that are cut short; dropout on attention; several
+  hosts, which it needs. Single spans (2 %) are drawn for a row and not for a sample. The learning
+  rate starts at 0 and not at 1e-7, and rows respect the ends of documents, which the published ones
+  did not.
 """
 
 import ml_collections
@@ -34,6 +36,8 @@ def get_config() -> ml_collections.ConfigDict:
     c.data.seq_length = SEQ_LENGTH
     c.data.num_workers = 8
     c.objective.token_weight = 0.3
+    c.objective.sample_length = 512
+    c.objective.single_span_prob = 0.02
     c.objective.document_weight = 0.7
     c.objective.document_min_ratio = 0.2
     c.objective.document_infill_prob = 0.0

@@ -25,8 +25,9 @@ Source: config/ds_block*.sh and config_block*.json of THUDM/GLM. Batches: arXiv 
   Steps are the scripts', but for roberta (250k, the paper) and 10b_chinese (72k, then 8k; #81); how
   long the second stage of 10b was, we do not know. doc, 410m, 515m: half of the rows with [gMASK]
   spans of 50 to 100 % are the paper's, the schedule is that of large, as theirs was not published.
-Not expressible yet: dropout on attention, [dBLOCK] noise (10 %) and short rows (2 %, longer: 50 %)
-  of large_chinese, 2b and 10b, single spans (5 %) of 10b_longer; fp16, as we train in bfloat16.
+  Rows of large_chinese, 2b and 10b have [dBLOCK] noise (10 %), 2 % of them (_longer: 50 %) are cut
+  into short texts, and 5 % of those of 10b_longer have single spans, as published.
+Not expressible yet: dropout on attention; fp16, as we train in bfloat16.
 """
 
 from typing import NamedTuple
@@ -52,6 +53,9 @@ class Recipe(NamedTuple):
 _LARGE = Recipe(2e-4, 1024, 200_000, 160_000, 8_000, 0.05)
 _DOC = _LARGE._replace(shares=(0.5, 0.0, 0.5))
 _THREE, _MORE_BLANKS = (0.4, 0.3, 0.3), (0.5, 0.3, 0.2)
+# 5 % of the published batches are single spans and thereby [MASK], the others as in _THREE.
+_SINGLE = 0.05
+_THREE_AND_SINGLE = (_SINGLE + (1 - _SINGLE) * 0.4, (1 - _SINGLE) * 0.3, (1 - _SINGLE) * 0.3)
 
 VARIANTS = {
     "base": Recipe(4e-4, 1024, 150_000, 120_000, 6_000, 0.05),
@@ -63,7 +67,7 @@ VARIANTS = {
     "large_chinese": Recipe(4e-4, 1024, 250_000, 200_000, 8_000, 0.1, shares=_THREE),
     "2b": Recipe(1e-4, 2048, 250_000, 175_000, 7_000, 0.1, shares=_THREE),
     "10b": Recipe(1e-4, 5376, 250_000, 175_000, 7_000, 0.1, shares=_MORE_BLANKS),
-    "10b_longer": Recipe(3e-5, 2048, 50_000, 50_000, 250, 0.1, "linear", _THREE),
+    "10b_longer": Recipe(3e-5, 2048, 50_000, 50_000, 250, 0.1, "linear", _THREE_AND_SINGLE),
     "10b_chinese": Recipe(1e-4, 5376, 72_000, 120_000, 4_800, 0.1, shares=_MORE_BLANKS),
     "10b_chinese_longer": Recipe(3e-5, 2048, 8_000, 20_000, 500, 0.1, shares=_MORE_BLANKS),
 }
@@ -81,6 +85,11 @@ def get_config(variant: str = "large") -> ml_collections.ConfigDict:
     o = c.objective
     o.token_weight, o.sentence_weight, o.document_weight = recipe.shares
     o.document_min_ratio = 0.5 if size in ("doc", "410m", "515m") else 0.25
+    if size in ("large_chinese", "2b", "10b", "10b_chinese"):
+        o.block_mask_prob = 0.1
+        o.short_sequence_prob = 0.5 if variant.endswith("_longer") else 0.02
+    if variant == "10b_longer":
+        o.single_span_prob = _SINGLE / o.token_weight
     c.optimizer.learning_rate = recipe.learning_rate
     c.optimizer.schedule = recipe.schedule
     c.optimizer.warmup_steps = recipe.warmup_steps

@@ -117,6 +117,7 @@ class ObjectiveConfig:
     tokens_per_sentence_blank: int = 16  # a sentence row reserves a blank per so many masked tokens
     document_min_ratio: float = 0.25  # shortest [gMASK] span as a share of its document
     document_infill_prob: float = 0.5  # chance that text may follow the [gMASK] blank
+    sample_length: int = 0  # slots of a sample in a token row, on average; 0: the whole row
     single_span_prob: float = 0.0  # share of token rows with one short span per text
     short_sequence_prob: float = 0.0  # share of rows that are cut into texts of a random length
     block_mask_prob: float = 0.0  # share of a token span's inputs that are [dBLOCK]

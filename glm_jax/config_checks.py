@@ -157,7 +157,12 @@ def _check_objective_fits_model(config: Config) -> None:
 
 
 def _check_data(config: Config) -> None:
-    data = config.data
+    data, sample_length = config.data, config.objective.sample_length
+    _require(
+        sample_length == 0 or (sample_length >= 16 and data.seq_length % sample_length == 0),
+        f"objective.sample_length must be 0 or a divisor >= 16 of data.seq_length "
+        f"{data.seq_length}, got {sample_length}",
+    )
     _require(data.seq_length >= 16, f"data.seq_length must be at least 16, got {data.seq_length}")
     if config.model.position == "learned_2d":
         _require(

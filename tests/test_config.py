@@ -43,6 +43,7 @@ def test_round_trip():
             {"objective": {"random_position": True}, "model": {"position": "rope_2d"}},
             "objective.random_position True is for model.position learned_2d, got rope_2d",
         ),
+        ({"objective": {"sample_length": 500}}, "sample_length must be 0 or a divisor .*, got 500"),
         ({"objective": {"block_mask_prob": 2.0}}, r"objective.block_mask_prob must be in \[0, 1\]"),
         ({"objective": {"mask_ratio": 1.5}}, "objective.mask_ratio must be between 0 and 1"),
         ({"data": {"sources": {"en": {"weight": -1.0}}}}, "data.sources.en.weight must be pos"),

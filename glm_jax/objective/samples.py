@@ -51,7 +51,7 @@ class SampleBuilder:
         Returns:
           Fields of at most S + 2 K slots, as `infill.build_pieces` returns them.
         """
-        pieces = spans.split_pieces(tokens, self.special, self._cuts(rng, len(tokens)))
+        pieces = spans.split_pieces(tokens, self.special, self._cuts(rng, len(tokens), objective))
         if objective in IN_PLACE:
             samples = self._in_place(rng, tokens, pieces, objective)
         else:
@@ -62,17 +62,22 @@ class SampleBuilder:
             samples = noise.shift_positions(rng, samples, self.config.model.max_positions)
         return samples
 
-    def _cuts(self, rng: np.random.Generator, length: int) -> np.ndarray | None:
-        """Where a window is cut beside the ends of its documents.
+    def _cuts(self, rng: np.random.Generator, length: int, objective: str) -> np.ndarray:
+        """Where a window is cut beside the ends of its documents: int64, ascending.
 
+        Token rows are cut into equal samples (GLM-130B: four of 512 slots). For short sequences
         GLM 2021 draws one length for a batch and takes windows of it from every sample; here the
         row is cut into texts of one drawn length, so that none of its tokens is lost.
         """
+        samples = 1
+        if objective == "token" and self.config.objective.sample_length:
+            samples = self.config.data.seq_length // self.config.objective.sample_length
+        cuts = np.arange(1, samples) * length // samples
         probability = self.config.objective.short_sequence_prob
         if probability == 0 or rng.random() >= probability:
-            return None
-        every = rng.integers(_SHORTEST_TEXT, max(length, _SHORTEST_TEXT + 1))
-        return np.arange(every, length, every)
+            return cuts
+        every = rng.integers(_SHORTEST_TEXT, max(length // samples, _SHORTEST_TEXT + 1))
+        return np.union1d(cuts, np.arange(every, length, every))
 
     def _in_place(
         self, rng: np.random.Generator, tokens: np.ndarray, pieces: spans.Pieces, objective: str

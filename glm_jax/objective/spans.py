@@ -52,15 +52,15 @@ class Blanks(NamedTuple):
 
 
 def split_pieces(
-    tokens: np.ndarray, special: SpecialTokens, cuts: np.ndarray | None = None
+    tokens: np.ndarray, special: SpecialTokens, cuts: Sequence[int] | np.ndarray = ()
 ) -> Pieces:
     """Splits a window of the token stream (int32 [S], S > 0) after every eos.
 
     Args:
-      cuts: further places to split at, int64, ascending, 0 < cut < S.
+      cuts: further places to split at, 0 < cut < S.
     """
     inner_ends = np.flatnonzero(tokens[:-1] == special.eos) + 1
-    if cuts is not None:
+    if len(cuts):
         inner_ends = np.union1d(inner_ends, cuts)
     start = np.concatenate(([0], inner_ends))
     end = np.concatenate((inner_ends, [len(tokens)]))

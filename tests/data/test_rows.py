@@ -252,3 +252,22 @@ def test_noise_needs_its_token(make_config, name):
     special = dataclasses.replace(SPECIAL, dblock=None)
     with pytest.raises(UserError, match=f"config.objective.{name} 0.1 needs a tokenizer with"):
         Rows(make_config(**{name: 0.1}), {}, special, IS_SENTENCE_END, "train")
+
+
+def test_token_rows_of_several_samples(make_config, open_rows):
+    """GLM-130B: four samples in a row, full to the slot; document rows are one."""
+    sources = {"en": {}}
+    config = make_config(sources=sources, seq_length=256, sample_length=64)
+    rows, whole = open_rows(config), open_rows(make_config(sources=sources, seq_length=256))
+    taken = rows.kinds[0].stream_tokens
+    assert taken == whole.kinds[0].stream_tokens
+    for index in range(50):
+        window, row = rows.window(index), rows[index]
+        ends = set(np.flatnonzero(window == SPECIAL.eos) + 1) | {taken}
+        ends |= {part * taken // 4 for part in (1, 2, 3)}
+        assert (row.segment > 0).all()
+        assert row.segment.max() == len(ends)
+    document = make_config(sources=sources, seq_length=256, sample_length=64, **ONLY["document"])
+    plain = make_config(sources=sources, seq_length=256, **ONLY["document"])
+    for ours, theirs in zip(open_rows(document)[0], open_rows(plain)[0], strict=True):
+        assert np.array_equal(ours, theirs)
