@@ -24,7 +24,8 @@ class Batch(NamedTuple):
       weights: float32, 0 in Part A and padding, 1 in Part B.
       position: int32, first coordinate: index in the corrupted text; in Part B, the index of the
         span's mask token, or the place in the sample (`ModelConfig.span_position`).
-      block_position: int32, second coordinate: 0 in Part A, 1 .. k+1 inside a span.
+      block_position: int32, second coordinate: 0 in Part A, 1 .. k+1 inside a span, or 1 all along
+        it (`ModelConfig.block_positions`).
       kv_start: int32, first visible key, relative to the row.
       kv_end: int32, one past the last visible key; padding has kv_start == kv_end == 0.
       segment: int32, 1.. for each packed sample, 0 for padding.

@@ -31,6 +31,7 @@ class ModelConfig:
     span_position: str = "blank"  # of an answer's tokens. blank: that of its mask token (GLM 2021,
     # ChatGLM-6B) | slot: their place in the sample (ChatGLM2 and later) | mixed: slot for [gMASK],
     # blank for the others (GLM-130B)
+    block_positions: bool = True  # False: 1 for all of an answer (GLM 2021's --no-block-position)
     context: str = "bidirectional"  # | causal: as the released ChatGLM2 and later read it
     rope_base: float = 10000.0
     rope_fraction: float = 1.0  # rope_1d: share of a head's dimensions that turn

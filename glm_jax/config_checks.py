@@ -102,6 +102,16 @@ def _check_positions(m: ModelConfig) -> None:
         m.position == "rope_1d" or m.rope_fraction == 1.0,
         f"model.rope_fraction {m.rope_fraction} is for model.position rope_1d, got {m.position}",
     )
+    _require(
+        m.block_positions or m.position != "rope_1d",
+        "model.block_positions False is for models that read block positions, got model.position "
+        "rope_1d",
+    )
+    _require(
+        m.block_positions or m.span_position == "blank",
+        "model.block_positions False needs model.span_position blank, got "
+        f"{m.span_position}: nothing else would tell one answer from the next",
+    )
     turned = m.head_dim * m.rope_fraction
     _require(
         m.position != "rope_1d" or (turned == m.rotary_dim and m.rotary_dim % 2 == 0),

@@ -43,6 +43,14 @@ def test_round_trip():
             {"objective": {"random_position": True}, "model": {"position": "rope_2d"}},
             "objective.random_position True is for model.position learned_2d, got rope_2d",
         ),
+        (
+            {"model": {"block_positions": False, "position": "rope_1d"}},
+            "model.block_positions False is for models that read .* got model.position rope_1d",
+        ),
+        (
+            {"model": {"block_positions": False, "span_position": "mixed"}},
+            "model.block_positions False needs model.span_position blank, got mixed",
+        ),
         ({"objective": {"sample_length": 500}}, "sample_length must be 0 or a divisor .*, got 500"),
         ({"objective": {"block_mask_prob": 2.0}}, r"objective.block_mask_prob must be in \[0, 1\]"),
         ({"objective": {"mask_ratio": 1.5}}, "objective.mask_ratio must be between 0 and 1"),

@@ -84,6 +84,7 @@ LAYOUT = Layout(
     read_config=read_config,
     write_config=write_config,
     requires={
+        "block_positions": (True,),
         "position": ("rope_2d",),
         "rope_layout": ("half",),
         "rope_base": (10000.0,),

@@ -107,6 +107,7 @@ LAYOUT = Layout(
     read_config=read_config,
     write_config=write_config,
     requires={
+        "block_positions": (True,),
         "position": ("learned_2d",),
         "residual": ("pre",),
         "norm": ("layernorm",),

@@ -102,6 +102,7 @@ LAYOUT = Layout(
     name="glm_jax",
     read_config=read_config,
     write_config=write_config,
+    requires={"block_positions": (True,)},
     token_ids={
         "pad_token_id": "pad",
         "eos_token_id": "eos",

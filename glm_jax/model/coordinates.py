@@ -35,9 +35,11 @@ def of_context(config: ModelConfig, slot: jax.Array, length: jax.Array) -> Coord
     return Coordinates(jnp.where(inside, slot, 0), zeros, zeros, jnp.where(inside, kv_end, 0))
 
 
-def of_answer(slot: jax.Array, start: jax.Array, blank: Blank) -> Coordinates:
+def of_answer(config: ModelConfig, slot: jax.Array, start: jax.Array, blank: Blank) -> Coordinates:
     """Answers whose sop is at slot `start`, int32 [B], at slots int32 [B or 1, T]."""
     block_position = slot - start[:, None] + 1
+    if not config.block_positions:
+        block_position = jnp.ones_like(block_position)
     position = jnp.where(blank.in_slots[:, None], slot, blank.position[:, None])
     zeros = jnp.zeros_like(block_position)
     return Coordinates(position, block_position, zeros, jnp.broadcast_to(slot + 1, zeros.shape))

@@ -297,7 +297,7 @@ def _read_answer(
     """See `sampling.Read`."""
     start = cache.length
     slot = start[:, None] + first + jnp.arange(tokens.shape[1])
-    where = coordinates.of_answer(slot, start, blank)
+    where = coordinates.of_answer(config, slot, start, blank)
     cache = cache._replace(length=start + first)
     logits, cache = glm.apply_cached(config, params, cache, tokens, *where)
     return logits, cache._replace(length=start)

@@ -338,7 +338,7 @@ def _score_cached(config, params, cache, tokens, targets, blank, length):
 def _coordinates(config, slot, context_length, blank, length) -> Coordinates:
     """Of slots [1 or B, T] of contexts that an answer follows; zeros from `length` on."""
     context = coordinates.of_context(config, slot, context_length)
-    answer = coordinates.of_answer(slot, context_length, blank)
+    answer = coordinates.of_answer(config, slot, context_length, blank)
     in_answer = (context_length[:, None] <= slot) & (slot < length[:, None])
     return Coordinates(*map(functools.partial(jnp.where, in_answer), answer, context))
 

@@ -140,7 +140,7 @@ def build_pieces(
         targets=targets,
         weights=is_target.astype(np.float32),
         position=np.where(has_mask_position, per_slot(per_run(0, mask_position)), slot - kv_start),
-        block_position=is_target * (within + 1),
+        block_position=is_target * (within + 1 if model.block_positions else np.int32(1)),
         kv_start=kv_start,
         kv_end=np.where(is_causal, slot + 1, per_slot(run_end)),
         segment=per_slot(per_run(pieces + 1, blank_piece + 1)),

@@ -44,7 +44,15 @@ def batch_sums(batch: Batch, stats: TokenStats, num_sources: int) -> Sums:
 
 
 def _span_starts(batch: Batch) -> jax.Array:
-    return (batch.weights > 0) & (batch.block_position == 1)
+    """Block position 1 begins a span, but where it only repeats (`ModelConfig.block_positions`)."""
+    may_start = (batch.weights > 0) & (batch.block_position == 1)
+
+    def before(x: jax.Array) -> jax.Array:
+        return jnp.roll(x, 1, axis=1)
+
+    is_same_text = batch.segment == before(batch.segment)
+    repeats = before(may_start) & is_same_text & (batch.position == before(batch.position))
+    return may_start & ~repeats.at[:, 0].set(False)
 
 
 def _count_exact_spans(starts: jax.Array, is_target: jax.Array, correct: jax.Array) -> jax.Array:

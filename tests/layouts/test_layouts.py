@@ -148,3 +148,13 @@ def test_shapes_agree_with_the_model():
     for config in CONFIGS.values():
         model = {k: v.shape for k, v in parameters.flatten(glm.abstract_params(config)[0]).items()}
         assert model == parameters.shapes(config)
+
+
+@pytest.mark.parametrize(
+    ("name", "position"),
+    [("glm_2021", "learned_2d"), ("chatglm", "rope_2d"), ("glm_jax", "rope_2d")],
+)
+def test_no_layout_serves_answers_without_block_positions(name, position):
+    config = ModelConfig(position=position, block_positions=False)
+    with pytest.raises(UserError, match=f"layout {name} needs model.block_positions = True"):
+        layouts.find_layout(name).check_fits(config)

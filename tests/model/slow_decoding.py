@@ -100,7 +100,8 @@ class Reader:
         else:
             position = [blank] * len(slots)
         columns = zip([self.special.sop, *answer], position, slots, strict=True)
-        read = [[token, at, 1 + i, slot + 1] for i, (token, at, slot) in enumerate(columns)]
+        step = 1 if self.model[0].block_positions else 0
+        read = [[token, at, 1 + i * step, slot + 1] for i, (token, at, slot) in enumerate(columns)]
         return [*self.rows, *read]
 
     def logits(self, blank: int, answer: list[int]) -> np.ndarray:

@@ -48,6 +48,7 @@ MODERN = {
 MODELS = {
     "learned_2d": {},
     "rope_2d": {"position": "rope_2d"},
+    "one_block": {"block_positions": False},
     "slot": MODERN | {"span_position": "slot", "context": "causal", "residual": "sandwich"},
     "mixed": MODERN | {"span_position": "mixed"},
 }
@@ -106,7 +107,7 @@ def test_answers_are_read_as_rows_of_training_are(model, tokenizer, filler, text
     logits = glm.apply_logits(config, params, *(column[None] for column in columns))[0]
     allowed = ~np.asarray(forbidden_ids(config.vocab_size, tokenizer))
     ends = [tokenizer.special.eop, tokenizer.special.eos]
-    starts = np.flatnonzero(row.block_position == 1)
+    starts = np.flatnonzero(row.tokens == tokenizer.special.sop)
     for start, answer in zip(starts, answers, strict=True):
         for i, (token, scores) in enumerate(zip(answer, logits[start:], strict=False)):
             scores = np.where(allowed, scores, -np.inf)

@@ -38,6 +38,7 @@ ONE_DEVICE = devices(1)
 MODELS = {
     "learned_2d": CONFIG,
     "rope_2d": dataclasses.replace(CONFIG, position="rope_2d"),
+    "one_block": dataclasses.replace(CONFIG, block_positions=False),
     "slot": dataclasses.replace(
         CONFIG,
         position="rope_1d",
@@ -107,7 +108,8 @@ def slow_scores(config, params, request: Request) -> list[tuple[np.ndarray, np.n
         ]
         for i, token in enumerate([SPECIAL.sop, *answer[:-1]]):
             position = context + i if in_slots else request.mask
-            rows.append([token, position, i + 1, context + i + 1])
+            block_position = i + 1 if config.block_positions else 1
+            rows.append([token, position, block_position, context + i + 1])
         padding = [[0, 0, 0, 0]] * (LENGTH - len(rows))
         columns = np.array(rows + padding, np.int32).T[:, None]
         logits = forward(config, params, *columns[:3], np.zeros_like(columns[0]), columns[3])

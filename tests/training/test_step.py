@@ -9,11 +9,11 @@ import pytest
 from training.samples import changed, make_batch, tiny_config
 
 from glm_jax.batch import OBJECTIVES, Batch
-from glm_jax.config import Config, MeshConfig
+from glm_jax.config import Config, MeshConfig, ModelConfig
 from glm_jax.errors import UserError
 from glm_jax.model import glm
 from glm_jax.objective import in_place, infill
-from glm_jax.objective.spans import split_pieces
+from glm_jax.objective.spans import Blanks, split_pieces
 from glm_jax.ops.cross_entropy import TokenStats
 from glm_jax.parallel.sharding import PRESETS, make_sharding
 from glm_jax.tokenizer import SpecialTokens
@@ -180,6 +180,25 @@ def test_metrics_equal_a_slow_count():
             correct[rows].sum() / is_target[rows].sum()
         )
     assert figures["padding"] == pytest.approx((batch.segment == 0).mean())
+
+
+def test_spans_are_told_apart_without_block_positions():
+    """Two texts, the first with blanks side by side: the same spans as with block positions."""
+    tokens, end = np.arange(20, 50, dtype=np.int32), np.array([18, 30])
+    blanks = Blanks(np.array([6, 2, 4, 20]), np.array([7, 4, 6, 30]), np.array([1, 1, 1, 0], bool))
+    rng = np.random.default_rng(0)
+    figures = []
+    for model in (ModelConfig(), ModelConfig(block_positions=False)):
+        sample = infill.build_pieces(
+            tokens, end, blanks, mask_id=4, special=SpecialTokens(), model=model
+        )
+        row = infill.pack([sample], 40, objective="token", source=0, special=SpecialTokens())
+        batch = Batch(*(field[None] for field in row))
+        correct = (batch.weights > 0) & (np.arange(40) != 36)
+        assert batch.block_position.max() == (10 if model.block_positions else 1)
+        sums = batch_sums(batch, TokenStats(rng.random((1, 40)), correct), 1)
+        figures.append((float(sums.spans.sum()), float(sums.exact_spans.sum())))
+    assert figures == [(4, 3), (4, 3)]
 
 
 def test_texts_without_spans_have_no_exact_match(one_device):
