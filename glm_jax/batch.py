@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 IN_PLACE = ("causal", "prefix", "masked")
 """Objectives without blanks: there is no Part B."""
 
-OBJECTIVES = ("token", "sentence", "document", *IN_PLACE)
+OBJECTIVES = ("token", "sentence", "document", *IN_PLACE, "t5")
 """Names of the objectives; `Batch.objective` holds an index into this tuple."""
 
 

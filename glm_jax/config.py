@@ -110,6 +110,7 @@ class ObjectiveConfig:
     causal_weight: float = 0.0  # every token predicts the next
     prefix_weight: float = 0.0  # a prefix that all see, the rest causal
     masked_weight: float = 0.0  # BERT: single tokens masked in place
+    t5_weight: float = 0.0  # [MASK] spans that are answered in one stream
     mask_ratio: float = 0.15  # share of the tokens that token and sentence blanks and masks cover
     span_length_mean: float = 3.0  # lambda of the zero-truncated Poisson of token spans
     max_span_length: int = 39

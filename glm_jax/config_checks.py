@@ -160,6 +160,11 @@ def _check_objective_fits_model(config: Config) -> None:
             f"{config.model.context}",
         )
     _require(
+        config.objective.t5_weight == 0 or config.model.block_positions,
+        f"objective.t5_weight {config.objective.t5_weight} needs model.block_positions True: they "
+        "count through its stream",
+    )
+    _require(
         not config.objective.random_position or config.model.position == "learned_2d",
         "objective.random_position True is for model.position learned_2d, got "
         f"{config.model.position}: rotary attention sees nothing but differences",

@@ -51,6 +51,10 @@ def test_round_trip():
             {"model": {"block_positions": False, "span_position": "mixed"}},
             "model.block_positions False needs model.span_position blank, got mixed",
         ),
+        (
+            {"objective": {"t5_weight": 1.0}, "model": {"block_positions": False}},
+            "objective.t5_weight 1.0 needs model.block_positions True",
+        ),
         ({"objective": {"sample_length": 500}}, "sample_length must be 0 or a divisor .*, got 500"),
         ({"objective": {"block_mask_prob": 2.0}}, r"objective.block_mask_prob must be in \[0, 1\]"),
         ({"objective": {"mask_ratio": 1.5}}, "objective.mask_ratio must be between 0 and 1"),

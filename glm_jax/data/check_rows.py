@@ -91,8 +91,10 @@ def _faults_of_inputs(text: Batch, special: SpecialTokens) -> Iterator[Fault]:
         expected[first] = text.tokens[first]
     else:
         expected = np.where(text.weights > 0, np.roll(text.targets, 1), text.targets)
-        for span in answers(text, special).values():
-            expected[span[0]] = special.sop
+        is_stream = OBJECTIVES[text.objective[0]] == "t5"
+        for number, span in enumerate(answers(text, special).values()):
+            if number == 0 or not is_stream:
+                expected[span[0]] = special.sop
     is_noise = text.tokens == special.dblock if special.dblock is not None else False
     is_control = np.isin(expected, (special.sop, special.mask, special.eos, *special.start))
     for slot in np.flatnonzero((text.tokens != expected) & ~(is_noise & ~is_control)):
@@ -109,7 +111,11 @@ def _recovered(text: Batch, special: SpecialTokens) -> Iterator[tuple[int, int]]
         yield from enumerate((text.targets if _is_masked(text) else text.tokens).tolist())
         return
     filled = answers(text, special)
+    ends = (special.eop, special.mask)
     for slot in np.flatnonzero(text.weights == 0).tolist():
-        for place in filled.get(slot, np.array([slot])).tolist():
-            if text.targets[place] != special.eop:
+        if slot not in filled:
+            yield slot, int(text.targets[slot])
+            continue
+        for place in filled[slot].tolist():
+            if text.targets[place] not in ends:
                 yield place, int(text.targets[place])

@@ -9,7 +9,8 @@ from glm_jax.tokenizer import SpecialTokens
 def answers(text: Batch, special: SpecialTokens) -> dict[int, np.ndarray]:
     """Slot of each blank -> slots of its answer, in the order in which the answers are written.
 
-    An answer fills the blank whose position it has; where answers have positions of their own, they
+    An answer begins with its sop, or with the mask token that separates it in a stream (t5). It
+    fills the blank whose position it has; where answers have positions of their own, they
     follow in the order of the blanks.
 
     Args:
@@ -18,7 +19,7 @@ def answers(text: Batch, special: SpecialTokens) -> dict[int, np.ndarray]:
     mask_ids = (special.mask, special.smask, special.gmask)
     context, part_b = np.flatnonzero(text.weights == 0), np.flatnonzero(text.weights)
     blanks = context[np.isin(text.targets[context], mask_ids)]
-    starts = np.flatnonzero(text.tokens[part_b] == special.sop)
+    starts = np.flatnonzero(np.isin(text.tokens[part_b], (special.sop, *mask_ids)))
     spans = np.split(part_b, starts)[1:]
     blank_at = dict(zip(text.position[blanks].tolist(), blanks.tolist(), strict=True))
     places = [blank_at.get(int(text.position[span[0]])) for span in spans]

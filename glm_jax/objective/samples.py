@@ -11,6 +11,7 @@ from glm_jax.batch import IN_PLACE, Batch
 from glm_jax.config import Config, ObjectiveConfig
 from glm_jax.errors import UserError
 from glm_jax.objective import in_place, infill, noise, spans
+from glm_jax.objective.one_stream import one_stream
 from glm_jax.tokenizer import SpecialTokens
 
 _BUDGET_MARGIN = 2.0  # standard deviations of the number of blanks that a budget row has room for
@@ -56,6 +57,8 @@ class SampleBuilder:
             samples = self._in_place(rng, tokens, pieces, objective)
         else:
             samples = self._infilled(rng, tokens, pieces, objective, max_blanks)
+        if objective == "t5":
+            samples = one_stream(samples, self.special)
         if objective == "token":
             samples = self._with_noise(rng, samples, len(tokens))
         if self.config.objective.random_position:
@@ -128,6 +131,9 @@ class SampleBuilder:
             if config.single_span_prob > 0 and rng.random() < config.single_span_prob:
                 return spans.single_spans(rng, pieces, max_blanks, config)
             return spans.token_spans(rng, pieces, max_blanks, config)
+        if objective == "t5":
+            in_order = dataclasses.replace(config, shuffle_spans=False)
+            return spans.token_spans(rng, pieces, max_blanks, in_order)
         if objective == "sentence":
             return spans.sentence_spans(
                 rng, tokens, pieces, self.is_sentence_end, max_blanks, config
@@ -136,7 +142,8 @@ class SampleBuilder:
 
 
 def _mask_id(objective: str, special: SpecialTokens) -> int:
-    return {"token": special.mask, "sentence": special.smask, "document": special.gmask}[objective]
+    other = {"sentence": special.smask, "document": special.gmask}
+    return other.get(objective, special.mask)
 
 
 def reserved_blanks(
@@ -144,9 +151,9 @@ def reserved_blanks(
 ) -> int:
     """Blanks K that a row of `length` slots has room for; the other `length - 2 K` are text.
 
-    Token rows with fixed sampling use all of them, so that the row is full and `mask_ratio` of its
-    text is masked on average. Other rows of blanks fill what they do not use with padding; rows
-    without blanks are all text.
+    Token and t5 rows with fixed sampling use all of them, so that the row is full and `mask_ratio`
+    of its text is masked on average. Other rows of blanks fill what they do not use with padding;
+    rows without blanks are all text.
 
     Args:
       document_tokens: mean length of a document of the source, with its `[CLS]` and eos.
@@ -173,8 +180,10 @@ def reserved_blanks(
             pieces += math.log(max(tokens / _SHORTEST_TEXT, 1.0))
         return pieces
 
+    token = fixed if config.span_sampling == "fixed" else budget
     needed: Callable[[int], float] = {
-        "token": fixed if config.span_sampling == "fixed" else budget,
+        "token": token,
+        "t5": token,
         "sentence": sentence,
         "document": document,
     }[objective]

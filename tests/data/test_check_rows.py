@@ -37,6 +37,8 @@ OBJECTIVE_OPTIONS = [
     MIXED | {"short_sequence_prob": 0.7, "random_position": True, "single_span_prob": 0.3},
     MIXED | {"sample_length": 32, "short_sequence_prob": 0.5, "single_span_prob": 0.5},
     {"block_mask_prob": 0.3, "context_mask_ratio": 0.1, "short_sequence_prob": 0.5},
+    {"token_weight": 0.0, "t5_weight": 1.0, "random_position": True},
+    {"t5_weight": 1.0, "span_sampling": "budget", "short_sequence_prob": 0.5},
     {"token_weight": 0.0, "causal_weight": 1.0, "prefix_weight": 1.0, "masked_weight": 1.0},
 ]
 

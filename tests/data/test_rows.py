@@ -31,6 +31,8 @@ def text_of(row) -> list[int]:
         return row.tokens[used].tolist()
     if objective == "masked":
         return row.targets[used].tolist()
+    if objective == "t5":
+        return text_of_streams(row)
     text = []
     for segment in range(1, row.segment.max() + 1):
         here = row.segment == segment
@@ -41,6 +43,22 @@ def text_of(row) -> list[int]:
         context = row.tokens[here & (row.weights == 0)]
         for place, token in enumerate(context.tolist()):
             text += spans.get(place, [token])
+    return text
+
+
+def text_of_streams(row) -> list[int]:
+    text = []
+    for segment in range(1, row.segment.max() + 1):
+        here = row.segment == segment
+        stream = iter(row.targets[here & (row.weights > 0)].tolist())
+        for token in row.tokens[here & (row.weights == 0)].tolist():
+            if token != SPECIAL.mask:
+                text.append(token)
+                continue
+            for answer in stream:
+                if answer in (SPECIAL.mask, SPECIAL.eop):
+                    break
+                text.append(answer)
     return text
 
 

@@ -8,6 +8,7 @@ import pytest
 from glm_jax.config import ModelConfig
 from glm_jax.data.show import show_row
 from glm_jax.objective import in_place, infill
+from glm_jax.objective.one_stream import one_stream
 from glm_jax.objective.spans import split_pieces
 from glm_jax.tokenizer import Tokenizer
 
@@ -32,6 +33,23 @@ def test_answers_are_shown_in_their_blanks(data_dir, span_position, order, numbe
     shown = show_row(7, row, ["en"], tokenizer).plain
     first, second = numbers
     assert f"Gold is[MASK:{first}= yellow] and iron[MASK:{second}= grey]." in shown
+
+
+def test_a_stream_is_shown_in_its_blanks(data_dir):
+    tokenizer = Tokenizer.load(data_dir / "tokenizer")
+    special = tokenizer.special
+    parts = [tokenizer.encode(text) for text in ("Gold is", " yellow", " and iron", " grey", ".")]
+    ends = np.cumsum([len(part) for part in parts])
+    sample = infill.build(
+        np.concatenate(parts),
+        [(ends[0], ends[1]), (ends[2], ends[3])],
+        mask_id=special.mask,
+        special=special,
+    )
+    sample = one_stream(sample, special)
+    row = infill.pack([sample], 64, objective="t5", source=0, special=special)
+    shown = show_row(7, row, ["en"], tokenizer).plain
+    assert "Gold is[MASK:1= yellow] and iron[MASK:2= grey]." in shown
 
 
 @pytest.mark.parametrize("objective", ["causal", "prefix", "masked"])
