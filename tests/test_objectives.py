@@ -1,0 +1,58 @@
+"""A run of every objective and option: trained, validated, evaluated, checked and shown."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from commands import run_command
+from faults.processes import lines
+from training.samples import changed
+
+from glm_jax import prepare, train
+from glm_jax.batch import IN_PLACE, OBJECTIVES
+
+
+@pytest.fixture(scope="module")
+def workdir(run_config, tmp_path_factory):
+    options = {
+        "single_span_prob": 0.2,
+        "short_sequence_prob": 0.2,
+        "block_mask_prob": 0.1,
+        "context_mask_ratio": 0.05,
+        "random_position": True,
+        "sample_length": 32,
+    }
+    weights = {f"{name}_weight": 1.0 for name in OBJECTIVES}
+    config = changed(run_config, "objective", **weights, **options)
+    config = changed(config, "training", eval_rows=56)
+    path = tmp_path_factory.mktemp("objectives") / "run"
+    train.run(config, path, devices=jax.devices()[:1])
+    return path
+
+
+def test_every_objective_has_its_metrics(workdir):
+    (*_, validation) = lines(workdir, "validation")
+    for name in OBJECTIVES:
+        assert np.isfinite(validation[f"loss/{name}"])
+        assert (f"exact_match/{name}" in validation) == (name not in IN_PLACE)
+
+
+def test_rows_of_the_run_are_checked_and_shown(workdir, capsys):
+    prepare.check_run(56, workdir)
+    assert "56 rows hold their text whole" in capsys.readouterr().out
+    prepare.show_rows("0:56", workdir)
+    shown = capsys.readouterr().out
+    for name in OBJECTIVES:
+        assert f", {name}: " in shown
+
+
+@pytest.mark.slow
+def test_loss_by_objective(workdir):
+    finished = run_command("-m", "glm_jax.evaluate", f"--workdir={workdir}", "--task=loss")
+    assert finished.returncode == 0, finished.stderr
+    figures = json.loads(finished.stdout.splitlines()[-1])
+    (*_, validation) = lines(workdir, "validation")
+    for name in OBJECTIVES:
+        assert figures[f"loss/{name}"] == pytest.approx(validation[f"loss/{name}"], rel=1e-5)
+        assert figures["n"][name] > 0
