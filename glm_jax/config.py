@@ -135,6 +135,11 @@ class ObjectiveConfig:
             if name.endswith("_weight")
         }
 
+    @property
+    def fills_blanks(self) -> bool:
+        """Whether rows ask for the answers of blanks one by one, as filling and scoring do."""
+        return self.token_weight + self.sentence_weight + self.document_weight > 0
+
 
 @dataclasses.dataclass(frozen=True)
 class SourceConfig:

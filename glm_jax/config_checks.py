@@ -28,6 +28,11 @@ def check(config: Config) -> None:
     _check_training(config)
     _check_bad_steps(config.bad_steps)
     _positive("logging", config.logging, "sample_tokens")
+    _require(
+        not config.logging.samples or config.objective.fills_blanks,
+        "logging.samples are blanks to fill, which no objective with a weight learns, got "
+        f"{config.logging.samples}",
+    )
     _one_of("logging.wandb", config.logging.wandb, ("off", "offline", "online"))
 
 

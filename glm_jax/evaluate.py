@@ -38,7 +38,7 @@ from glm_jax.tokenizer import Tokenizer
 from glm_jax.training.evaluation import check_batch, make_validation
 from glm_jax.training.metrics import Sums, summarise, total
 from glm_jax.training.run_folder import load_config
-from glm_jax.training.trained_params import load_params
+from glm_jax.training.trained_params import check_fills_blanks, load_params
 from glm_jax.training.writers import json_value
 
 FLAGS = flags.FLAGS
@@ -175,8 +175,11 @@ def load_run(workdir: Path) -> Run:
     """The checkpoint that the flags name, laid out over all devices by the rules of its config.
 
     Raises:
-      UserError: no such run, no good step, or a mesh that does not fit.
+      UserError: no such run, no good step, a mesh that does not fit, or a task that fills blanks,
+        which the run does not learn.
     """
+    if FLAGS.task != "loss":
+        check_fills_blanks(workdir)
     mesh = load_config(workdir).mesh
     mesh = dataclasses.replace(mesh, data=-1, fsdp=FLAGS.fsdp, model=FLAGS.model_parallel)
     sharding = make_sharding(mesh)

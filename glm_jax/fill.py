@@ -26,7 +26,7 @@ from glm_jax.errors import UserError
 from glm_jax.model.decoding import DecodingOptions, Draw, Filled, Filler
 from glm_jax.parallel.sharding import make_sharding
 from glm_jax.tokenizer import Tokenizer
-from glm_jax.training.trained_params import load_params
+from glm_jax.training.trained_params import check_fills_blanks, load_params
 
 FLAGS = flags.FLAGS
 
@@ -59,6 +59,7 @@ def main() -> None:
     workdir = Path(cli.required("workdir"))
     options = _options()
     _check_files()
+    check_fills_blanks(workdir)
     sharding = make_sharding(MeshConfig())
     config, params, _ = load_params(workdir, FLAGS.step, ema=FLAGS.ema, sharding=sharding)
     tokenizer = Tokenizer.load(workdir / "tokenizer")

@@ -55,6 +55,13 @@ def test_round_trip():
             {"objective": {"t5_weight": 1.0}, "model": {"block_positions": False}},
             "objective.t5_weight 1.0 needs model.block_positions True",
         ),
+        (
+            {
+                "objective": {"token_weight": 0.0, "causal_weight": 1.0},
+                "logging": {"samples": ["Gold is [MASK]."]},
+            },
+            "logging.samples are blanks to fill, which no objective with a weight learns",
+        ),
         ({"objective": {"sample_length": 500}}, "sample_length must be 0 or a divisor .*, got 500"),
         ({"objective": {"block_mask_prob": 2.0}}, r"objective.block_mask_prob must be in \[0, 1\]"),
         ({"objective": {"mask_ratio": 1.5}}, "objective.mask_ratio must be between 0 and 1"),

@@ -11,6 +11,11 @@ from training.samples import changed
 
 from glm_jax import prepare, train
 from glm_jax.batch import IN_PLACE, OBJECTIVES
+from glm_jax.errors import UserError
+from glm_jax.training.run_folder import save_config
+from glm_jax.training.trained_params import check_fills_blanks
+
+WITHOUT_BLANKS = {f"{name}_weight": float(name in ("causal", "t5")) for name in OBJECTIVES}
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +50,27 @@ def test_rows_of_the_run_are_checked_and_shown(workdir, capsys):
     shown = capsys.readouterr().out
     for name in OBJECTIVES:
         assert f", {name}: " in shown
+
+
+def test_a_run_without_blanks_is_not_asked_to_fill_any(run_config, tmp_path):
+    save_config(tmp_path, changed(run_config, "objective", **WITHOUT_BLANKS))
+    with pytest.raises(UserError, match="does not learn to fill blanks: all rows are causal, t5$"):
+        check_fills_blanks(tmp_path)
+    save_config(tmp_path, run_config)
+    check_fills_blanks(tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("module", ["evaluate", "fill"])
+def test_the_commands_refuse_it(run_config, tmp_path, module):
+    save_config(tmp_path, changed(run_config, "objective", **WITHOUT_BLANKS))
+    (tmp_path / "input.txt").write_text("Gold is [MASK].")
+    task = ["--task=fill"] if module == "evaluate" else []
+    finished = run_command(
+        "-m", f"glm_jax.{module}", f"--workdir={tmp_path}", f"--input={tmp_path}/input.txt", *task
+    )
+    assert finished.returncode == 2, finished.stderr
+    assert "does not learn to fill blanks" in finished.stderr.splitlines()[-1]
 
 
 @pytest.mark.slow

@@ -96,6 +96,18 @@ class TrainedParams(Mapping[str, np.ndarray]):
         return tree
 
 
+def check_fills_blanks(workdir: Path) -> None:
+    """Refuses a run whose rows never ask for the answers of blanks one by one.
+
+    Raises:
+      UserError: it is such a run, or none.
+    """
+    objective = load_config(workdir).objective
+    if not objective.fills_blanks:
+        learned = ", ".join(name for name, weight in objective.weights.items() if weight)
+        raise UserError(f"{workdir} does not learn to fill blanks: all rows are {learned}")
+
+
 def trained_data(workdir: Path) -> dict | None:
     """Fingerprint of the data that the newest readable checkpoint was trained on, if any is."""
     for folder in reversed(folders.step_folders((workdir / "checkpoints").absolute()).values()):
