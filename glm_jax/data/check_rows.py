@@ -38,8 +38,9 @@ def first_fault(row: Batch, window: np.ndarray, special: SpecialTokens) -> Fault
 
 
 def _faults_of_visibility(row: Batch) -> Iterator[Fault]:
-    """Padding comes last and sees nothing; others see their own text, targets nothing beyond."""
+    """Padding comes last and sees nothing; others see their own text, and no answer to come."""
     used = int((row.segment > 0).sum())
+    is_masked, context_end = _is_masked(row), _context_ends(row)
     for slot in range(len(row.tokens)):
         start, end = int(row.kv_start[slot]), int(row.kv_end[slot])
         if (row.segment[slot] > 0) != (slot < used):
@@ -51,8 +52,18 @@ def _faults_of_visibility(row: Batch) -> Iterator[Fault]:
             yield slot, f"keys {start}:{end} are no range of a row of {len(row.tokens)}"
         elif (row.segment[start:end] != row.segment[slot]).any():
             yield slot, f"keys {start}:{end} reach into another text"
-        elif row.weights[slot] and end > slot + 1 and not _is_masked(row):
-            yield slot, f"a target sees keys up to {end}"
+        elif not is_masked and end > max(slot + 1, context_end[row.segment[slot]]):
+            yield slot, f"keys {start}:{end} hold an answer that comes after slot {slot}"
+
+
+def _context_ends(row: Batch) -> dict[int, int]:
+    """By segment, one past the slots that all of the text may see: those before any answer."""
+    ends = {}
+    for segment in set(row.segment.tolist()):
+        targets = np.flatnonzero((row.segment == segment) & (row.weights > 0))
+        # In place, the input of the first slot that predicts is the last token of the context.
+        ends[segment] = int(targets[0]) + _is_in_place(row) if len(targets) else len(row.tokens)
+    return ends
 
 
 def _faults_of_text(row: Batch, window: np.ndarray, special: SpecialTokens) -> Iterator[Fault]:

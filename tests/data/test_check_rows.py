@@ -56,7 +56,7 @@ def test_rows_hold_their_text(make_config, open_rows, objective):
         ("kv_start", 3, 120, 3, "keys 120:[0-9]+ are no range"),
         ("kv_end", 3, 999, 3, "keys 0:999 are no range of a row of 128"),
         ("kv_end", 3, 128, 3, "keys 0:128 reach into another text"),
-        ("kv_end", 126, 128, 126, "a target sees keys up to 128"),
+        ("kv_end", 126, 128, 126, "keys [0-9]+:128 hold an answer that comes after slot 126"),
         ("segment", 3, 2, 0, "keys 0:[0-9]+ reach into another text"),
         ("segment", 127, 0, 127, "padding has keys or a weight"),
     ],
@@ -69,6 +69,19 @@ def test_damage_is_named(make_config, open_rows, field, slot, value, fault, mess
     found = first_fault(row, window, SPECIAL)
     assert found[0] == fault
     assert re.match(message, found[1])
+
+
+@pytest.mark.parametrize("objective", ["token", "prefix", "causal", "t5"])
+def test_a_context_that_sees_an_answer_is_named(make_config, open_rows, objective):
+    weights = {"token_weight": 0.0} | {f"{objective}_weight": 1.0}
+    rows = open_rows(make_config(sources={"en": {}}, **weights))
+    row, window = rows[0], rows.window(0)
+    first_target = int(np.flatnonzero(row.weights)[0])
+    row.kv_end[0] = first_target + (1 if objective in ("token", "t5") else 2)
+    assert row.segment[row.kv_end[0] - 1] == row.segment[0]
+    slot, message = first_fault(row, window, SPECIAL)
+    assert slot == 0
+    assert "hold an answer that comes after slot 0" in message
 
 
 def test_another_text_is_noticed(make_config, open_rows):
