@@ -240,3 +240,19 @@ def test_pack_offsets_samples():
     assert row.kv_start[12:24].tolist() == [12] * 12
     assert row.segment.tolist() == [1] * 12 + [2] * 12 + [0] * 6
     assert row.tokens[24:].tolist() == [SPECIAL.pad] * 6
+
+
+@hypothesis.given(windows())
+@hypothesis.settings(max_examples=40, deadline=None)
+def test_no_block_positions(window):
+    """GLM 2021's --no-block-position: ones in Part B, and nothing else is different."""
+    tokens, piece_end, blanks = window
+    blanks = Blanks(*(np.array(x) for x in zip(*blanks, strict=True)))
+    plain, sample = (
+        infill.build_pieces(tokens, piece_end, blanks, mask_id=4, special=SPECIAL, model=model)
+        for model in (ModelConfig(), ModelConfig(block_positions=False))
+    )
+    assert sample.block_position.dtype == np.int32
+    expected = plain._replace(block_position=(plain.weights > 0).astype(np.int32))
+    for ours, theirs in zip(sample, expected, strict=True):
+        assert ours.tolist() == theirs.tolist()
