@@ -69,6 +69,7 @@ def test_lines_and_their_faults():
     assert [str(e.text)[:8] for e in entries[1:4]] == ["expected", "expected", "not JSON"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1, 2, 9])
 def test_results_do_not_depend_on_the_chunks(filler, size, capsys):
     options = DecodingOptions(**SAMPLED)

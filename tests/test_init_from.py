@@ -75,6 +75,7 @@ def losses(workdir: Path) -> list[float]:
     return [line["loss"] for line in map(json.loads, log) if line["kind"] == "train"]
 
 
+@pytest.mark.slow
 @pytest.mark.torch
 @pytest.mark.parametrize("layout", ["chatglm", "glm4"])
 def test_twenty_steps_on_a_mesh_and_out_again(layout, folder_of, data_dir, tmp_path, capsys):
@@ -136,6 +137,7 @@ def test_the_first_parameters_are_those_of_the_folder(layout, folder_of, data_di
         np.testing.assert_array_equal(np.asarray(array), stored[name], err_msg=name)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_does_not_read_the_folder_again(folder_of, data_dir, tmp_path):
     folder = folder_of("glm")
     config = continued(folder, data_dir, steps=6)
@@ -177,6 +179,7 @@ def test_nan_weights_stop_before_the_run_has_a_folder(folder_of, data_dir, tmp_p
     assert [path.name for path in tmp_path.iterdir()] == ["glm"]
 
 
+@pytest.mark.slow
 def test_more_rows_are_explicit_and_said(folder_of, data_dir, tmp_path, capsys):
     config = continued(folder_of("glm_2021"), data_dir, steps=5)
     config = changed(config, "model", vocab_size=1024, max_positions=128)

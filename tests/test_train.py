@@ -68,6 +68,7 @@ def test_log_and_checkpoint_say_what_was_done(run_config, ten_steps):
         np.testing.assert_array_equal(ours, theirs)
 
 
+@pytest.mark.slow
 def test_samples_are_filled_at_every_validation(run_config, ten_steps, tmp_path):
     config = changed(run_config, "logging", samples=("Gold is [MASK], 金是[MASK]。",))
     config = changed(config, "optimizer", ema_decay=0.5)
@@ -81,6 +82,7 @@ def test_samples_are_filled_at_every_validation(run_config, ten_steps, tmp_path)
     assert figures["loss_ema"] != figures["loss"]
 
 
+@pytest.mark.slow
 def test_a_run_says_how_it_began_and_ended(ten_steps, five_steps, run_config):
     (started,) = lines(ten_steps[0], "started")
     assert started["versions"]["jax"] == jax.__version__
@@ -112,6 +114,7 @@ def test_a_checkpoint_goes_on_on_another_mesh(run_config, ten_steps, five_steps)
         assert loss == pytest.approx(expected[step], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_checkpoints_kept_are_the_latest_the_best_and_every_nth(run_config, tmp_path):
     config = changed(run_config, "checkpoint", every=1, keep_latest=2, keep_every=4, keep_best=1)
     config = changed(config, "training", eval_every=3)
@@ -121,6 +124,7 @@ def test_checkpoints_kept_are_the_latest_the_best_and_every_nth(run_config, tmp_
     assert kept == {9, 10, 4, 8, best}
 
 
+@pytest.mark.slow
 def test_the_best_checkpoint_survives_a_resume(run_config, tmp_path):
     config = changed(run_config, "checkpoint", every=1, keep_latest=1, keep_best=1)
     config = changed(config, "training", eval_every=1)
@@ -139,6 +143,7 @@ def test_a_foreign_folder_among_the_checkpoints_is_ignored(run_config, five_step
     assert load_params(five_steps)[2] == 5
 
 
+@pytest.mark.slow
 def test_bfloat16_with_everything_on(run_config, ten_steps, tmp_path):
     """Close to float32 for ten steps: bfloat16 keeps eight bits of each activation."""
     config = changed(run_config, "model", dtype="bfloat16", remat="full")

@@ -13,6 +13,8 @@ from glm_jax.data.rows import Rows
 from glm_jax.errors import UserError
 from glm_jax.training.stopping import Stopping
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def poison(monkeypatch):

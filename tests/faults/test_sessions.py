@@ -12,6 +12,8 @@ from glm_jax import train
 from glm_jax.errors import UserError
 from glm_jax.training.stopping import Stopping
 
+pytestmark = pytest.mark.slow
+
 
 def run(config, workdir, stopping=None):
     return train.run(config, workdir, stopping, devices=jax.devices()[:1])

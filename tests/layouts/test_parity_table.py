@@ -36,7 +36,7 @@ from glm_jax.tokenizer import SpecialTokens
 torch = pytest.importorskip("torch", reason="needs PyTorch")
 transformers = pytest.importorskip("transformers", reason="needs transformers")
 
-pytestmark = pytest.mark.torch
+pytestmark = [pytest.mark.torch, pytest.mark.slow]
 
 PUBLISHED = {
     "glm_2021": ("glm_2021", {"activation": "gelu"}, 2e-5),

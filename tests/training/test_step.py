@@ -66,6 +66,7 @@ def test_same_curve(one_device, section, fields):
     )
 
 
+@pytest.mark.slow
 def test_dropout_is_a_function_of_seed_and_step(one_device):
     config = changed(tiny_config(), "model", embedding_dropout=0.1, output_dropout=0.1)
     curve = losses(config, one_device, 3)
@@ -214,6 +215,7 @@ def test_texts_without_spans_have_no_exact_match(one_device):
     assert not any(name.startswith("exact_match") for name in figures)
 
 
+@pytest.mark.slow
 def test_the_moving_average_follows_the_parameters(one_device):
     config = changed(tiny_config(), "optimizer", ema_decay=0.6)
     state = init_state(config, one_device)
@@ -229,6 +231,7 @@ def test_the_moving_average_follows_the_parameters(one_device):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_frozen_parameters_have_no_share_in_the_gradient_norm(one_device):
     def grad_norm(**fields):
         config = changed(tiny_config(), "optimizer", **fields)
@@ -239,6 +242,7 @@ def test_frozen_parameters_have_no_share_in_the_gradient_norm(one_device):
     assert grad_norm(frozen=("embedding$",)) < 0.9 * grad_norm()
 
 
+@pytest.mark.slow
 def test_z_loss_pulls_the_log_partition_function_to_zero(one_device):
     def log_partition(z_loss):
         config = changed(tiny_config(), "training", z_loss=z_loss)
@@ -254,6 +258,7 @@ def test_z_loss_pulls_the_log_partition_function_to_zero(one_device):
     assert log_partition(1.0) < 0.5 * log_partition(0.0)
 
 
+@pytest.mark.slow
 def test_embedding_gradient_shrink_follows_its_schedule(one_device):
     """With a share that rises from 0.1 to 1 over ten steps, step 5 has 0.55."""
 
@@ -274,6 +279,7 @@ def test_embedding_gradient_shrink_follows_its_schedule(one_device):
     assert norm_at(12, **schedule) == pytest.approx(norm_at(12), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_gradient_noise_scale_is_that_of_the_micro_batches(one_device):
     """Against gradients of every micro-batch computed apart (McCandlish et al., appendix A.1)."""
     config = changed(tiny_config(), "training", accumulation_steps=4)
