@@ -38,12 +38,14 @@ def first_fault(row: Batch, window: np.ndarray, special: SpecialTokens) -> Fault
 
 
 def _faults_of_visibility(row: Batch) -> Iterator[Fault]:
-    """Padding comes last and sees nothing; others see their own text, and no answer to come."""
+    """Weights are finite; padding comes last and sees nothing; others see no answer to come."""
     used = int((row.segment > 0).sum())
     is_masked, context_end = _is_masked(row), _context_ends(row)
     for slot in range(len(row.tokens)):
         start, end = int(row.kv_start[slot]), int(row.kv_end[slot])
-        if (row.segment[slot] > 0) != (slot < used):
+        if not 0 <= row.weights[slot] < np.inf:
+            yield slot, f"the weight is {row.weights[slot]}"
+        elif (row.segment[slot] > 0) != (slot < used):
             yield slot, "padding stands before a text"
         elif slot >= used:
             if start or end or row.weights[slot]:

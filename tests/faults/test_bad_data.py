@@ -56,7 +56,7 @@ def test_planted_rows_are_skipped_and_named(run_config, poison, tmp_path, capsys
     assert "[MASK:" in printed or "[sMASK:" in printed or "[gMASK:" in printed
     prepare.check_run(12, workdir)
     assert "12 rows hold their text whole" in capsys.readouterr().out
-    with pytest.raises(UserError, match="^row 13, slot 0: "):
+    with pytest.raises(UserError, match="^row 13, slot 0: the weight is nan"):
         prepare.check_run(20, workdir)
 
 
