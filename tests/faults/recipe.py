@@ -19,6 +19,6 @@ def get_config() -> ml_collections.ConfigDict:
     )
     c.data.seq_length = 64
     c.optimizer.update(learning_rate=1e-2, warmup_steps=2, ema_decay=0.9)
-    c.training.update(steps=150, batch_size=4, log_every=1, eval_every=50, eval_rows=8)
+    c.training.update(steps=100, batch_size=4, log_every=1, eval_every=50, eval_rows=8)
     c.checkpoint.every = 5
     return c

@@ -9,7 +9,7 @@ from faults.processes import Training, curve, is_saving, last_step, lines
 
 pytestmark = [pytest.mark.slow, pytest.mark.faults]
 
-EVERY, STEPS = 5, 150
+EVERY, STEPS = 5, 100
 
 
 @pytest.fixture(scope="module")

@@ -88,4 +88,6 @@ def test_ids_of_real_text(make, changes, tmp_path, real_lines):
     is_sentencepiece = make in (stand_ins.glm_chinese, stand_ins.chatglm, stand_ins.chatglm2)
     options = (REAL_OPTIONS if is_sentencepiece else {}) | changes
     sample = stand_ins.TEXTS if make is stand_ins.chatglm3 else real_lines[::10]
-    check(*exported(make, tmp_path, sample, **options), real_lines)
+    # All lines for each family as it is released; a fifth of them for variations of its model.
+    lines = real_lines[:: 5 if changes else 1]
+    check(*exported(make, tmp_path, sample, **options), lines)

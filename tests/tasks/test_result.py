@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 
+from glm_jax.batch import OBJECTIVES
 from glm_jax.tasks.loss import spread
 from glm_jax.tasks.result import Figure, Result, by_language, mean, perplexity, ratio
 
@@ -57,12 +58,14 @@ def test_further_figures_stand_beside_the_score():
 
 def test_spread_of_a_loss():
     rng = np.random.default_rng(0)
-    weight = rng.integers(1, 9, (6, 2, 3)).astype(float)
-    weight[:, :, 1] = 0  # no sentence rows
-    loss = weight * rng.random((6, 2, 3))
+    shape = (6, 2, len(OBJECTIVES))
+    weight = rng.integers(1, 9, shape).astype(float)
+    is_there = np.isin(OBJECTIVES, ("token", "document"))
+    weight[:, :, ~is_there] = 0
+    loss = weight * rng.random(shape)
     figures = spread(loss, weight, weight, ["zh", "en"])
     assert set(figures["n"]) == {"all", "token", "document", "en", "zh"}
     assert figures["n"]["en"] == weight[:, 1].sum()
-    assert figures["n"]["token"] == weight[:, :, 0].sum()
+    assert figures["n"]["token"] == weight[:, :, OBJECTIVES.index("token")].sum()
     expected = ratio(loss[:, 0].sum(1), weight[:, 0].sum(1)).stderr
     assert figures["stderr"]["zh"] == pytest.approx(expected)
