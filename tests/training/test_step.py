@@ -103,8 +103,17 @@ def test_embedding_gradient_shrink_scales_the_lookup_gradient_only():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-7), full, shrunk)
 
 
+@pytest.fixture(scope="module", params=["learned_2d", "rope_2d"])
+def curve(request, one_device):
+    """A config and its losses on one device."""
+    model = {"position": request.param, "output_dropout": 0.1}
+    if request.param == "rope_2d":
+        model |= {"residual": "deepnorm", "tie_embeddings": False}
+    config = changed(changed(tiny_config(), "model", **model), "optimizer", learning_rate=4e-3)
+    return config, losses(config, one_device, 20)
+
+
 @pytest.mark.multidevice
-@pytest.mark.parametrize("position", ["learned_2d", "rope_2d"])
 @pytest.mark.parametrize(
     ("rules", "sizes"),
     [
@@ -115,14 +124,10 @@ def test_embedding_gradient_shrink_scales_the_lookup_gradient_only():
         ("fsdp_model", {"data": 2, "fsdp": 2}),
     ],
 )
-def test_every_mesh_gives_the_curve_of_one_device(one_device, rules, sizes, position):
+def test_every_mesh_gives_the_curve_of_one_device(curve, rules, sizes):
     assert rules in PRESETS
-    model = {"position": position, "output_dropout": 0.1}
-    if position == "rope_2d":
-        model |= {"residual": "deepnorm", "tie_embeddings": False}
-    config = changed(changed(tiny_config(), "model", **model), "optimizer", learning_rate=4e-3)
+    config, expected = curve
     sharding = make_sharding(MeshConfig(rules=rules, **sizes))
-    expected = losses(config, one_device, 20)
     np.testing.assert_allclose(losses(config, sharding, 20), expected, rtol=1e-5)
 
 
