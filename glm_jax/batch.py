@@ -5,8 +5,14 @@ from typing import Any, NamedTuple
 IN_PLACE = ("causal", "prefix", "masked")
 """Objectives without blanks: there is no Part B."""
 
-OBJECTIVES = ("token", "sentence", "document", *IN_PLACE, "t5")
-"""Names of the objectives; `Batch.objective` holds an index into this tuple."""
+TEXT_OBJECTIVES = ("token", "sentence", "document", *IN_PLACE, "t5")
+"""Names of the objectives of text, which a config weighs."""
+
+OBJECTIVES = (*TEXT_OBJECTIVES, "instruction")
+"""Names of all objectives; `Batch.objective` holds an index into this tuple.
+
+`instruction` is the objective of sources of prompts and answers, and theirs alone.
+"""
 
 
 class Batch(NamedTuple):

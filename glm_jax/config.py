@@ -145,8 +145,10 @@ class ObjectiveConfig:
 class SourceConfig:
     """One prepared token dataset of the mixture."""
 
-    weight: float = 1.0  # share of rows, relative to the other sources
+    weight: float = 1.0  # share of rows, relative to the other sources; see data.weighting
     dir: str = ""  # empty: <data.dir>/<name of the source>
+    packing: str = ""  # empty: data.packing
+    max_epochs: float = 0.0  # a run that would read more of the source is refused; 0: no limit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,10 +159,35 @@ class DataConfig:
     tokenizer: str = ""  # empty: <data.dir>/tokenizer
     sources: dict[str, SourceConfig] = dataclasses.field(default_factory=dict)
     # empty: every source that <data.dir> holds, with equal weights
+    weighting: str = "weight"  # weight | tokens: weight times the tokens of the source
+    # | temperature: weight times tokens to the power of 1 / temperature (mT5: 1 / 0.3)
+    temperature: float = 3.33
     seq_length: int = 512  # T, slots of a row
+    packing: str = "windows"  # windows: rows cut the stream where they end | documents: they hold
+    # whole documents, as far as these fit a row
+    packing_rows: int = 128  # documents: rows that are filled together
+    packing_fill: float = 0.985  # documents: share of their room that is taken from the stream
     shuffle: bool = True
     num_workers: int = 0  # Grain processes that build rows; 0: in the trainer's process
     prefetch: int = 8  # batches built ahead by each worker
+
+
+@dataclasses.dataclass(frozen=True)
+class StageConfig:
+    """What a part of a run changes; a field left at its default is that of the section it is from.
+
+    Validation rows are those of the sections themselves in every stage.
+    """
+
+    from_step: int = 0
+    source_weights: dict[str, float] = dataclasses.field(default_factory=dict)
+    # the sources it reads, by name; empty: the weights of data.sources
+    objective_weights: dict[str, float] = dataclasses.field(default_factory=dict)
+    # its objectives, by name ("token"); empty: objective.*_weight
+    mask_ratio: float = 0.0  # 0: objective.mask_ratio
+    seq_length: int = 0  # 0: data.seq_length
+    batch_size: int = 0  # 0: training.batch_size
+    accumulation_steps: int = 0  # 0: micro-batches as large as training's
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,7 +229,9 @@ class OptimizerConfig:
 class TrainingConfig:
     steps: int = 1000
     batch_size: int = 256  # rows per step, over all devices and accumulation steps
-    accumulation_steps: int = 1
+    accumulation_steps: int = 1  # of a batch of batch_size rows; other batches: rows as many a step
+    batch_ramp: tuple[int, ...] = ()  # start, increment, rows: batches grow from start rows in equal
+    # increments to batch_size over the first rows of a run (Megatron's --rampup-batch-size)
     z_loss: float = 0.0  # weight of log(sum(exp(logits)))^2 (PaLM: 1e-4)
     embedding_gradient_shrink: tuple[float, ...] = (1.0,)
     # share of the gradient that reaches the token table through the input (GLM-130B: 0.1)
@@ -265,6 +294,7 @@ class Config:
     model: ModelConfig = ModelConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
     data: DataConfig = DataConfig()
+    stages: dict[str, StageConfig] = dataclasses.field(default_factory=dict)
     optimizer: OptimizerConfig = OptimizerConfig()
     training: TrainingConfig = TrainingConfig()
     bad_steps: BadStepsConfig = BadStepsConfig()

@@ -7,6 +7,7 @@ import re
 import typing
 
 from glm_jax.errors import UserError
+from glm_jax.stages import check_stages, stages_of
 
 if typing.TYPE_CHECKING:
     from glm_jax.config import BadStepsConfig, Config, ModelConfig, ObjectiveConfig, OptimizerConfig
@@ -20,12 +21,15 @@ def check(config: Config) -> None:
     """
     _require(config.seed >= 0, f"seed must not be negative, got {config.seed}")
     check_model(config.model)
-    _check_objective(config.objective)
-    _check_blanks_are_told_apart(config)
-    _check_objective_fits_model(config)
-    _check_data(config)
+    _check_rows(config)
     _check_optimizer(config.optimizer)
     _check_training(config)
+    check_stages(config)
+    for stage in stages_of(config):
+        try:
+            _check_rows(stage.config)
+        except UserError as error:
+            raise UserError(f"config.stages.{stage.name}: {error}") from error
     _check_bad_steps(config.bad_steps)
     _positive("logging", config.logging, "sample_tokens")
     _require(
@@ -34,6 +38,13 @@ def check(config: Config) -> None:
         f"{config.logging.samples}",
     )
     _one_of("logging.wandb", config.logging.wandb, ("off", "offline", "online"))
+
+
+def _check_rows(config: Config) -> None:
+    _check_objective(config.objective)
+    _check_blanks_are_told_apart(config)
+    _check_objective_fits_model(config)
+    _check_data(config)
 
 
 def _require(condition: bool, message: str) -> None:
@@ -191,11 +202,20 @@ def _check_data(config: Config) -> None:
             f"(model.max_positions {config.model.max_positions})",
         )
     _not_negative("data", data, "num_workers")
-    _positive("data", data, "prefetch")
+    _positive("data", data, "prefetch", "temperature", "packing_rows")
+    _one_of("data.weighting", data.weighting, ("weight", "tokens", "temperature"))
+    _one_of("data.packing", data.packing, ("windows", "documents"))
+    _require(
+        0.5 <= data.packing_fill <= 1.0,
+        f"data.packing_fill must be in [0.5, 1], got {data.packing_fill}",
+    )
     for name, source in data.sources.items():
-        _require(
-            source.weight > 0, f"data.sources.{name}.weight must be positive, got {source.weight}"
-        )
+        _not_negative(f"data.sources.{name}", source, "weight", "max_epochs")
+        _one_of(f"data.sources.{name}.packing", source.packing, ("", "windows", "documents"))
+    _require(
+        not data.sources or any(source.weight for source in data.sources.values()),
+        f"data.sources.*.weight are all 0 ({', '.join(data.sources)})",
+    )
 
 
 def _check_optimizer(o: OptimizerConfig) -> None:

@@ -27,7 +27,7 @@ from rich.progress import track
 
 from glm_jax import cli
 from glm_jax.config import Config
-from glm_jax.data.dataset import host_batches, open_dataset
+from glm_jax.data.dataset import equal_batches, open_dataset
 from glm_jax.errors import UserError
 from glm_jax.model.decoding import DecodingOptions, Filler
 from glm_jax.model.scoring import Scorer
@@ -202,7 +202,7 @@ def evaluate_loss(run: Run) -> dict:
     dataset = open_dataset(config, run.tokenizer)
     check_batch(config, run.sharding)
     validate = make_validation(
-        config, len(dataset.languages), run.sharding, lambda rows: host_batches(rows, 0, config)
+        config, len(dataset.languages), run.sharding, lambda rows: equal_batches(rows, config)
     )
     sums = validate(run.params, dataset.validation)
     by_batch = Sums(*map(np.stack, zip(*sums, strict=True)))

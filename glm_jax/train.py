@@ -17,7 +17,7 @@ from absl import flags
 
 from glm_jax import cli
 from glm_jax.config import Config, with_vocab_size
-from glm_jax.data.dataset import Dataset, host_batches, load_tokenizer, open_dataset, with_sources
+from glm_jax.data.dataset import Dataset, equal_batches, load_tokenizer, open_dataset, with_sources
 from glm_jax.data.feed import Feed
 from glm_jax.errors import UserError
 from glm_jax.hub.origin import save_origin, token_differences
@@ -217,7 +217,7 @@ class Session:
         self._feed = Feed(dataset.train, config)
         self._watch(Streak(config.bad_steps.max_consecutive))
         self._validate = make_validation(
-            config, len(dataset.languages), sharding, lambda rows: host_batches(rows, 0, config)
+            config, len(dataset.languages), sharding, lambda rows: equal_batches(rows, config)
         )
 
     def restore_or_init(

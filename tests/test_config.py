@@ -1,7 +1,7 @@
 import pytest
 
 from glm_jax import config
-from glm_jax.batch import OBJECTIVES
+from glm_jax.batch import TEXT_OBJECTIVES
 from glm_jax.errors import UserError
 
 
@@ -65,7 +65,7 @@ def test_round_trip():
         ({"objective": {"sample_length": 500}}, "sample_length must be 0 or a divisor .*, got 500"),
         ({"objective": {"block_mask_prob": 2.0}}, r"objective.block_mask_prob must be in \[0, 1\]"),
         ({"objective": {"mask_ratio": 1.5}}, "objective.mask_ratio must be between 0 and 1"),
-        ({"data": {"sources": {"en": {"weight": -1.0}}}}, "data.sources.en.weight must be pos"),
+        ({"data": {"sources": {"en": {"weight": -1.0}}}}, "data.sources.en.weight must not be neg"),
         ({"model": {"output_dropout": 2.0}}, r"model.output_dropout must be in \[0, 1\), got 2.0"),
     ],
 )
@@ -80,7 +80,7 @@ def test_integers_are_accepted_where_floats_are_meant():
 
 
 def test_every_objective_has_a_weight():
-    assert tuple(config.ObjectiveConfig().weights) == OBJECTIVES
+    assert tuple(config.ObjectiveConfig().weights) == TEXT_OBJECTIVES
 
 
 def test_vocabulary_is_rounded_up_to_the_multiple_and_never_below_the_tokenizer():

@@ -10,12 +10,12 @@ from faults.processes import lines
 from training.samples import changed
 
 from glm_jax import prepare, train
-from glm_jax.batch import IN_PLACE, OBJECTIVES
+from glm_jax.batch import IN_PLACE, TEXT_OBJECTIVES
 from glm_jax.errors import UserError
 from glm_jax.training.run_folder import save_config
 from glm_jax.training.trained_params import check_fills_blanks
 
-WITHOUT_BLANKS = {f"{name}_weight": float(name in ("causal", "t5")) for name in OBJECTIVES}
+WITHOUT_BLANKS = {f"{name}_weight": float(name in ("causal", "t5")) for name in TEXT_OBJECTIVES}
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def workdir(run_config, tmp_path_factory):
         "random_position": True,
         "sample_length": 32,
     }
-    weights = {f"{name}_weight": 1.0 for name in OBJECTIVES}
+    weights = {f"{name}_weight": 1.0 for name in TEXT_OBJECTIVES}
     config = changed(run_config, "objective", **weights, **options)
     config = changed(config, "training", eval_rows=56)
     path = tmp_path_factory.mktemp("objectives") / "run"
@@ -38,7 +38,7 @@ def workdir(run_config, tmp_path_factory):
 
 def test_every_objective_has_its_metrics(workdir):
     (*_, validation) = lines(workdir, "validation")
-    for name in OBJECTIVES:
+    for name in TEXT_OBJECTIVES:
         assert np.isfinite(validation[f"loss/{name}"])
         assert (f"exact_match/{name}" in validation) == (name not in IN_PLACE)
 
@@ -48,7 +48,7 @@ def test_rows_of_the_run_are_checked_and_shown(workdir, capsys):
     assert "56 rows hold their text whole" in capsys.readouterr().out
     prepare.show_rows("0:56", workdir)
     shown = capsys.readouterr().out
-    for name in OBJECTIVES:
+    for name in TEXT_OBJECTIVES:
         assert f", {name}: " in shown
 
 
@@ -79,6 +79,6 @@ def test_loss_by_objective(workdir):
     assert finished.returncode == 0, finished.stderr
     figures = json.loads(finished.stdout.splitlines()[-1])
     (*_, validation) = lines(workdir, "validation")
-    for name in OBJECTIVES:
+    for name in TEXT_OBJECTIVES:
         assert figures[f"loss/{name}"] == pytest.approx(validation[f"loss/{name}"], rel=1e-5)
         assert figures["n"][name] > 0

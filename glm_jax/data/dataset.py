@@ -1,6 +1,7 @@
 """The rows of a config: both splits of all its sources."""
 
 import dataclasses
+import functools
 from collections.abc import Generator
 from pathlib import Path
 from typing import NamedTuple
@@ -9,7 +10,7 @@ import jax
 
 from glm_jax.batch import Batch
 from glm_jax.config import Config, SourceConfig
-from glm_jax.data.pipeline import batches
+from glm_jax.data.pipeline import BatchPlan, batches
 from glm_jax.data.rows import Rows
 from glm_jax.data.sources import SPLITS, TOKENIZER_DIR, open_sources, sources_in
 from glm_jax.errors import UserError
@@ -72,14 +73,22 @@ def open_dataset(config: Config, tokenizer: Tokenizer) -> Dataset:
     )
 
 
-def host_batches(rows: Rows, start_row: int, config: Config) -> Generator[Batch, None, None]:
-    """This host's batches of `training.batch_size` rows over all hosts; see `pipeline.batches`."""
+def host_batches(rows: Rows, plan: BatchPlan, config: Config) -> Generator[Batch, None, None]:
+    """This host's part of the batches of a plan; see `pipeline.batches`."""
     return batches(
         rows,
-        start_row=start_row,
-        global_batch_size=config.training.batch_size,
+        plan,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
         num_workers=config.data.num_workers,
         prefetch=config.data.prefetch,
     )
+
+
+def equal_batches(rows: Rows, config: Config) -> Generator[Batch, None, None]:
+    """This host's part of batches of `training.batch_size` rows from row 0 on."""
+    return host_batches(rows, functools.partial(_batch, config.training.batch_size), config)
+
+
+def _batch(size: int, number: int) -> range:
+    return range(number * size, (number + 1) * size)

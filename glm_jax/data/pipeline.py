@@ -1,13 +1,12 @@
 """From rows to the batches of one host, with Grain. The state of the data is the next row's index.
 
-Global batch b holds rows start_row + b * global_batch_size on, in order; host h of n has the h-th
-of n equal contiguous parts. So the rows do not depend on the number of hosts or workers, and a run
-resumes with `start_row = step * batch_size`.
+A batch holds consecutive rows; host h of n has the h-th of n equal contiguous parts. So the rows do
+not depend on the number of hosts or workers, and a run resumes at the row after its last batch.
 """
 
 import signal
 import sys
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 
 import grain
 import numpy as np
@@ -16,16 +15,16 @@ from absl import flags
 from glm_jax.batch import Batch
 from glm_jax.data.rows import Rows
 
+BatchPlan = Callable[[int], range]
+
 
 class _HostBatches(grain.MapDataset[Batch]):
-    """Global batch number -> this host's rows of it."""
+    """Number of a batch from the first on -> this host's rows of it."""
 
-    def __init__(self, rows: Rows, start_row: int, global_size: int, host_slice: range):
+    def __init__(self, rows: Rows, plan: BatchPlan, process_index: int, process_count: int):
         super().__init__()
-        self._rows = rows
-        self._start_row = start_row
-        self._global_size = global_size
-        self._host_slice = host_slice
+        self._rows, self._plan = rows, plan
+        self._process_index, self._process_count = process_index, process_count
 
     def __len__(self) -> int:
         return sys.maxsize
@@ -33,41 +32,38 @@ class _HostBatches(grain.MapDataset[Batch]):
     def __getitem__(self, number):
         if isinstance(number, slice):
             return self.slice(number)
-        first = self._start_row + number * self._global_size
-        rows = [self._rows[first + place] for place in self._host_slice]
+        batch = self._plan(number)
+        size, rest = divmod(len(batch), self._process_count)
+        if rest:
+            raise ValueError(
+                f"a batch of {len(batch)} rows is not divisible by {self._process_count} hosts"
+            )
+        first = batch.start + self._process_index * size
+        rows = [self._rows[index] for index in range(first, first + size)]
         return Batch(*map(np.stack, zip(*rows, strict=True)))
 
 
 def batches(
     rows: Rows,
+    plan: BatchPlan,
     *,
-    start_row: int,
-    global_batch_size: int,
     process_index: int,
     process_count: int,
     num_workers: int,
     prefetch: int,
 ) -> Generator[Batch, None, None]:
-    """Endless batches of this host from row `start_row` on: numpy, fields [B / hosts, T].
+    """Endless batches of this host: numpy, fields [B / hosts, T].
 
     Close the generator when done with it: that ends its threads and processes.
 
     Args:
-      global_batch_size: B, rows of a batch over all hosts.
+      plan: picklable; from the number of a batch, from 0, to its rows over all hosts, of which
+        there must be a multiple of `process_count` (ValueError, at the first batch without).
       process_index: this host, 0 <= process_index < process_count.
       num_workers: processes that build rows; 0 builds them in a thread of this one.
       prefetch: batches built ahead by each worker, at least 1.
-
-    Raises:
-      ValueError: `global_batch_size` is not divisible by `process_count`.
     """
-    if global_batch_size % process_count:
-        raise ValueError(
-            f"a batch of {global_batch_size} rows is not divisible by {process_count} hosts"
-        )
-    size = global_batch_size // process_count
-    host_slice = range(process_index * size, (process_index + 1) * size)
-    dataset = _HostBatches(rows, start_row, global_batch_size, host_slice)
+    dataset = _HostBatches(rows, plan, process_index, process_count)
     # Grain's own default is 500 elements ahead in 16 threads; here an element is a whole batch.
     dataset = dataset.to_iter_dataset(grain.ReadOptions(1, prefetch_buffer_size=prefetch))
     if num_workers:

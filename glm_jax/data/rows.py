@@ -1,49 +1,68 @@
 """From a row index to a packed row: a pure function of (config, seed, index).
 
-Rows number 0, 1, 2 .. without end. A fixed cycle of rows says which source and objective a row has;
-every row of a kind takes the same number of tokens from its source. So the place of a row in its
-stream is arithmetic, streams are read from end to end and then again, and nothing is stored.
+Rows number 0, 1, 2 .. without end, through all stages of a run. Within a stage a fixed cycle of
+rows says which source and objective a row has (`glm_jax.data.mixture`), and where it stands in its
+stream is arithmetic (`glm_jax.data.lanes`). Every stage goes on in each stream where the stage
+before it ended, streams are read from end to end and then again, and nothing is stored.
 """
 
-import dataclasses
+import bisect
 import functools
-import itertools
-import math
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 
 from glm_jax.batch import Batch
 from glm_jax.config import Config
+from glm_jax.data.mixture import Kind, Mixture, packs_documents
 from glm_jax.data.sources import SPLITS, TokenStream
-from glm_jax.errors import UserError
-from glm_jax.objective import infill
-from glm_jax.objective.samples import SampleBuilder, reserved_blanks
+from glm_jax.objective.samples import SampleBuilder
+from glm_jax.stages import BatchGrid
 from glm_jax.tokenizer import SpecialTokens
-
-MAX_CYCLE = 1000
 
 _FEISTEL_ROUNDS = 4
 _UINT64 = (1 << 64) - 1
 
 
-@dataclasses.dataclass(frozen=True)
-class Kind:
-    """Rows of one source and one objective."""
+class StageRows(NamedTuple):
+    """The rows of one stage.
 
-    source: str
-    objective: str
-    rows: int  # in a cycle
-    stream_tokens: int  # S, taken from the source by each row
-    max_blanks: int  # K; S + 2 K = T, as a blank costs a mask token and a sop
+    Attributes:
+      first_row: index of the first of them.
+      num_rows: None for the last stage, which has no end.
+      together: rows that shuffling leaves together, as they are read together.
+      shuffled: whether their order is shuffled.
+    """
+
+    name: str
+    first_row: int
+    num_rows: int | None
+    mixture: Mixture
+    together: int
+    shuffled: bool
+
+    def position(self, index: int, seed: int, number: int) -> int:
+        """The position in the stage that row `index` has, see `_shuffled`."""
+        position = index - self.first_row
+        if not self.shuffled:
+            return position
+        key = (seed,) if number == 0 else (seed, number)
+        run, place = divmod(position, self.together)
+        runs = None if self.num_rows is None else self.num_rows // self.together
+        if runs is not None and run >= runs:
+            return position  # of the last run, which is shorter
+        pass_runs = -(-self.mixture.pass_rows // self.together)
+        return _shuffled(run, pass_runs, runs, key) * self.together + place
 
 
 class Rows:
     """The rows of one split by index.
 
-    `len(rows)` is one pass: the rows in which every source is read from end to end at least once.
-    Larger indices are valid; they go on through the streams and blank other spans. The order of the
-    training rows is shuffled within each pass, that of the validation rows is not.
+    `len(rows)` is one pass of the first stage: the rows in which every source is read from end to
+    end at least once. Larger indices are valid; they go on through the streams and blank other
+    spans. The order of the training rows is shuffled within each pass of a stage, that of the
+    validation rows is not; validation rows have no stages.
     """
 
     def __init__(
@@ -54,7 +73,7 @@ class Rows:
         is_sentence_end: np.ndarray,
         split: str,
     ):
-        """Lays out the cycle.
+        """Lays out the stages.
 
         Args:
           streams: the configured sources in sorted order, see `open_sources`.
@@ -62,22 +81,27 @@ class Rows:
           split: a name from SPLITS.
 
         Raises:
-          UserError: a source or objective whose weight is less than half a row in MAX_CYCLE, or a
-            negative seed; see also `SampleBuilder`.
+          UserError: a kind of row is too rare (see `Mixture`); see also `SampleBuilder`.
         """
-        self._config = config
-        self._streams = dict(streams)
-        self._source_names = list(streams)
-        self._special = special
-        self._builder = SampleBuilder(config, special, is_sentence_end)
-        self._split = split
-        self.kinds = _kinds(config, streams)
-        self._cycle = _interleave([kind.rows for kind in self.kinds])
-        self._tokens_before, self._cycle_tokens = self._consumption()
-        self._pass_rows = max(map(self._rows_to_read, self._source_names))
+        self._seed, self._split = config.seed, SPLITS.index(split)
+        self.streams = dict(streams)
+        self.stages: list[StageRows] = []
+        starts = dict.fromkeys(streams, 0)
+        for name, stage_config, first_row, end in _ranges(config, split):
+            num_rows = None if end is None else end - first_row
+            builder = SampleBuilder(stage_config, special, is_sentence_end)
+            mixture = Mixture(builder, streams, starts, num_rows)
+            together = _together(stage_config, mixture)
+            shuffled = split == "train" and config.data.shuffle
+            self.stages.append(
+                StageRows(name, first_row, num_rows, mixture, together, shuffled)
+            )
+            if num_rows is not None:
+                taken = mixture.taken(num_rows)
+                starts = {source: start + taken.get(source, 0) for source, start in starts.items()}
 
     def __len__(self) -> int:
-        return self._pass_rows
+        return self.stages[0].mixture.pass_rows
 
     def __getitem__(self, index: int) -> Batch:
         """Builds row `index` >= 0: fields [T] as numpy arrays.
@@ -85,17 +109,9 @@ class Rows:
         Raises:
           UserError: the source cannot be read.
         """
-        row = self._shuffled(index)
-        kind, _ = self._locate(row)
-        rng = np.random.default_rng([self._config.seed, SPLITS.index(self._split), row])
-        samples = self._builder.build(rng, self.window(index), kind.objective, kind.max_blanks)
-        return infill.pack(
-            [samples],
-            self._config.data.seq_length,
-            objective=kind.objective,
-            source=self._source_names.index(kind.source),
-            special=self._special,
-        )
+        stage, position = self._locate(index)
+        rng = np.random.default_rng([self._seed, self._split, stage.first_row + position])
+        return stage.mixture.build(rng, position)
 
     def window(self, index: int) -> np.ndarray:
         """The stream tokens that row `index` is built from: int32 [S].
@@ -103,96 +119,65 @@ class Rows:
         Raises:
           UserError: the source cannot be read.
         """
-        kind, offset = self._locate(self._shuffled(index))
-        return self._streams[kind.source].read(offset, kind.stream_tokens)
+        stage, position = self._locate(index)
+        return stage.mixture.window(position).tokens
 
-    def describe(self) -> str:
-        """The kinds of rows as a table: share, stream tokens S and blanks K of each."""
-        lines = [f"{'source':12} {'objective':10} {'share':>7} {'tokens':>7} {'blanks':>7}"]
-        for kind in self.kinds:
-            share = kind.rows / len(self._cycle)
-            lines.append(
-                f"{kind.source:12} {kind.objective:10} {share:7.1%} "
-                f"{kind.stream_tokens:7} {kind.max_blanks:7}"
-            )
-        return "\n".join(lines)
+    def origin(self, index: int) -> tuple[str, int]:
+        """Source of row `index`, and the number of the document that it begins with.
 
-    def _consumption(self) -> tuple[list[int], dict[str, int]]:
-        """Tokens a row's source gave earlier in the cycle, by place; and in a whole cycle."""
-        taken = dict.fromkeys(self._source_names, 0)
-        before = []
-        for kind in (self.kinds[i] for i in self._cycle):
-            before.append(taken[kind.source])
-            taken[kind.source] += kind.stream_tokens
-        return before, taken
+        Raises:
+          UserError: the source cannot be read.
+        """
+        stage, position = self._locate(index)
+        source = stage.mixture.kind(position).source
+        offset = stage.mixture.window(position).offset
+        return source, self.streams[source].document_at(offset)
 
-    def _locate(self, row: int) -> tuple[Kind, int]:
-        cycle, place = divmod(row, len(self._cycle))
-        kind = self.kinds[self._cycle[place]]
-        return kind, cycle * self._cycle_tokens[kind.source] + self._tokens_before[place]
+    def taken(self, row: int) -> dict[str, int]:
+        """Tokens of each source that all rows before `row` take."""
+        taken = dict.fromkeys(self.streams, 0)
+        for stage in self.stages:
+            if stage.first_row < row:
+                rows = row - stage.first_row
+                if stage.num_rows is not None:
+                    rows = min(rows, stage.num_rows)
+                for source, tokens in stage.mixture.taken(rows).items():
+                    taken[source] += tokens
+        return taken
 
-    def _rows_to_read(self, source: str) -> int:
-        """Rows until the source has been read to its end."""
-        cycles, missing = divmod(self._streams[source].length - 1, self._cycle_tokens[source])
-        last = max(
-            place
-            for place, kind in enumerate(self._cycle)
-            if self.kinds[kind].source == source and self._tokens_before[place] <= missing
-        )
-        return cycles * len(self._cycle) + last + 1
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        """Of the rows of the first stage."""
+        return self.stages[0].mixture.kinds
 
-    def _shuffled(self, index: int) -> int:
-        if self._split != "train" or not self._config.data.shuffle:
-            return index
-        number, place = divmod(index, self._pass_rows)
-        return number * self._pass_rows + permute(
-            place, self._pass_rows, (self._config.seed, number)
-        )
+    def _locate(self, index: int) -> tuple[StageRows, int]:
+        number = bisect.bisect_right(self.stages, index, key=lambda stage: stage.first_row) - 1
+        stage = self.stages[number]
+        return stage, stage.position(index, self._seed, number)
 
 
-def _kinds(config: Config, streams: Mapping[str, TokenStream]) -> tuple[Kind, ...]:
-    weights = {
-        (source, objective): config.data.sources[source].weight * weight
-        for source, (objective, weight) in itertools.product(
-            streams, config.objective.weights.items()
-        )
-        if weight > 0
-    }
-    length = config.data.seq_length
-    kinds = []
-    for (source, objective), rows in _rows_in_cycle(weights).items():
-        stream = streams[source]
-        blanks = reserved_blanks(
-            objective, config.objective, length, stream.length / stream.documents
-        )
-        kinds.append(Kind(source, objective, rows, length - 2 * blanks, blanks))
-    return tuple(kinds)
-
-
-def _rows_in_cycle(weights: Mapping[tuple[str, str], float]) -> dict[tuple[str, str], int]:
-    """Shares `MAX_CYCLE` rows by weight (largest remainder), then shortens the cycle if it can."""
-    scale = MAX_CYCLE / sum(weights.values())
-    rows = {kind: math.floor(weight * scale) for kind, weight in weights.items()}
-    by_remainder = sorted(weights, key=lambda kind: rows[kind] - weights[kind] * scale)
-    for kind in by_remainder[: MAX_CYCLE - sum(rows.values())]:
-        rows[kind] += 1
-    for (source, objective), count in rows.items():
-        if not count:
-            raise UserError(
-                f"config.data.sources.{source}.weight times config.objective.{objective}_weight is "
-                f"{weights[source, objective] * scale:.2g} of {MAX_CYCLE} rows; a kind of row "
-                "needs one"
-            )
-    divisor = math.gcd(*rows.values())
-    return {kind: count // divisor for kind, count in rows.items()}
-
-
-def _interleave(counts: list[int]) -> list[int]:
-    """A cycle of sum(counts) entries in which kind c stands counts[c] times, evenly spread."""
-    places = [
-        ((rank + 0.5) / count, kind) for kind, count in enumerate(counts) for rank in range(count)
+def _ranges(config: Config, split: str):
+    """Name, config, first row and end of each stage; only training has more than one."""
+    if split != "train":
+        return [("validation", config, 0, None)]
+    grid = BatchGrid(config)
+    return [
+        (stage.name, stage.config, *grid.rows_of_stage(number))
+        for number, stage in enumerate(grid.stages)
     ]
-    return [kind for _, kind in sorted(places)]
+
+
+def _together(config: Config, mixture: Mixture) -> int:
+    packed = [lane for lane in mixture.lanes.values() if packs_documents(config.data, lane.stream)]
+    return max(1, config.data.packing_rows * len(packed))
+
+
+def _shuffled(index: int, pass_size: int, size: int | None, key: tuple[int, ...]) -> int:
+    """Entry `index` of 0 .. size - 1, permuted within each pass; the last one may be shorter."""
+    number, place = divmod(index, pass_size)
+    first = number * pass_size
+    here = pass_size if size is None else min(pass_size, size - first)
+    return first + permute(place, here, (*key, number))
 
 
 def permute(index: int, size: int, key: tuple[int, ...]) -> int:

@@ -100,6 +100,7 @@ class TokenStream:
             self.language = metadata["language"]
             self.fingerprint = metadata["tokenizer"]
             self.vocab_size = metadata["vocab_size"]
+            self.instructions = metadata.get("instructions", False)
             self.length = counts["tokens"]
             self.documents = counts["documents"]
         except (OSError, ValueError, KeyError, TypeError) as error:

@@ -10,11 +10,12 @@ import numpy as np
 from glm_jax.batch import IN_PLACE, Batch
 from glm_jax.config import Config, ObjectiveConfig
 from glm_jax.errors import UserError
-from glm_jax.objective import in_place, infill, noise, spans
+from glm_jax.objective import in_place, infill, instruction, noise, spans
 from glm_jax.objective.one_stream import one_stream
 from glm_jax.tokenizer import SpecialTokens
 
 _BUDGET_MARGIN = 2.0  # standard deviations of the number of blanks that a budget row has room for
+_NO_ENDS = np.zeros(0, np.int64)
 _SHORTEST_TEXT = 32  # of a row that is cut into short ones, as published
 
 
@@ -40,7 +41,12 @@ class SampleBuilder:
                 )
 
     def build(
-        self, rng: np.random.Generator, tokens: np.ndarray, objective: str, max_blanks: int
+        self,
+        rng: np.random.Generator,
+        tokens: np.ndarray,
+        objective: str,
+        max_blanks: int,
+        ends: np.ndarray = _NO_ENDS,
     ) -> Batch:
         """The samples of all pieces of a window, one after the other.
 
@@ -48,11 +54,19 @@ class SampleBuilder:
           tokens: int32 [S], the row's window.
           objective: a name from OBJECTIVES.
           max_blanks: K, see `reserved_blanks`.
+          ends: int64, places < S at which pieces end beside the ends of documents.
 
         Returns:
           Fields of at most S + 2 K slots, as `infill.build_pieces` returns them.
         """
-        pieces = spans.split_pieces(tokens, self.special, self._cuts(rng, len(tokens), objective))
+        if objective == "instruction":
+            pieces = spans.split_pieces(tokens, self.special, ends)
+            samples = instruction.build(tokens, pieces, self.special, self.config.model)
+            return self._shifted(rng, samples)
+        cuts = self._cuts(rng, len(tokens), objective)
+        if len(ends):
+            cuts = np.union1d(cuts, ends)
+        pieces = spans.split_pieces(tokens, self.special, cuts)
         if objective in IN_PLACE:
             samples = self._in_place(rng, tokens, pieces, objective)
         else:
@@ -61,9 +75,7 @@ class SampleBuilder:
             samples = one_stream(samples, self.special)
         if objective == "token":
             samples = self._with_noise(rng, samples, len(tokens))
-        if self.config.objective.random_position:
-            samples = noise.shift_positions(rng, samples, self.config.model.max_positions)
-        return samples
+        return self._shifted(rng, samples)
 
     def _cuts(self, rng: np.random.Generator, length: int, objective: str) -> np.ndarray:
         """Where a window is cut beside the ends of its documents: int64, ascending.
@@ -118,6 +130,11 @@ class SampleBuilder:
             samples = noise.noise_near_blanks(rng, samples, count, self.special)
         return samples
 
+    def _shifted(self, rng: np.random.Generator, samples: Batch) -> Batch:
+        if not self.config.objective.random_position:
+            return samples
+        return noise.shift_positions(rng, samples, self.config.model.max_positions)
+
     def _choose_blanks(
         self,
         rng: np.random.Generator,
@@ -158,7 +175,7 @@ def reserved_blanks(
     Args:
       document_tokens: mean length of a document of the source, with its `[CLS]` and eos.
     """
-    if objective in IN_PLACE:
+    if objective in IN_PLACE or objective == "instruction":
         return 0
     mean, variance = spans.length_moments(config.span_length_mean, config.max_span_length)
 

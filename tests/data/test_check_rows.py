@@ -15,7 +15,7 @@ MIXED = {"token_weight": 0.5, "sentence_weight": 0.3, "document_weight": 0.2}
 
 PUBLISHED_ROWS = [
     ({}, "3e540a66d6aacb9c"),
-    (MIXED, "def2c959a2ccf771"),
+    (MIXED, "46da7d88b1ff948a"),
     ({"span_sampling": "budget"}, "0e1109eeaaef4bef"),
 ]
 

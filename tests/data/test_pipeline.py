@@ -1,5 +1,6 @@
 """Batches hold the same rows for any number of hosts and workers, and from any start."""
 
+import functools
 import itertools
 
 import numpy as np
@@ -18,11 +19,15 @@ def rows(make_config, open_rows):
     return open_rows(make_config(seq_length=64, **MIXED))
 
 
+def batch_of_eight(start_row: int, number: int) -> range:
+    first = start_row + number * BATCH_SIZE
+    return range(first, first + BATCH_SIZE)
+
+
 def first_batches(rows, count, *, start_row=0, host=0, hosts=1, workers=0) -> list[Batch]:
     batches = pipeline.batches(
         rows,
-        start_row=start_row,
-        global_batch_size=BATCH_SIZE,
+        functools.partial(batch_of_eight, start_row),
         process_index=host,
         process_count=hosts,
         num_workers=workers,

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import strategies as st
 from toy_dataset import IS_SENTENCE_END
 
-from glm_jax.batch import OBJECTIVES
+from glm_jax.batch import OBJECTIVES, TEXT_OBJECTIVES
 from glm_jax.config import ObjectiveConfig
+from glm_jax.data.reading import describe_rows
 from glm_jax.data.rows import Rows, permute
 from glm_jax.errors import UserError
 from glm_jax.objective.samples import reserved_blanks
@@ -19,8 +20,8 @@ from glm_jax.tokenizer import SpecialTokens
 SPECIAL = SpecialTokens()
 MIXED = {"token_weight": 0.5, "sentence_weight": 0.3, "document_weight": 0.2}
 ONLY = {
-    objective: {f"{name}_weight": float(name == objective) for name in OBJECTIVES}
-    for objective in OBJECTIVES
+    objective: {f"{name}_weight": float(name == objective) for name in TEXT_OBJECTIVES}
+    for objective in TEXT_OBJECTIVES
 }
 
 
@@ -95,7 +96,7 @@ def test_a_row_depends_on_seed_and_pass(make_config, open_rows):
         open_rows(make_config(seed=-1))
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("objective", TEXT_OBJECTIVES)
 @pytest.mark.parametrize("split", ["train", "validation"])
 def test_a_pass_reads_every_token_once(dataset, make_config, open_rows, objective, split):
     config = make_config(sources={"zh": {}}, **ONLY[objective])
@@ -140,15 +141,15 @@ def test_kinds_are_spread_evenly(make_config, open_rows):
 
 
 def test_a_weight_too_small_for_the_cycle(make_config, open_rows):
-    sources = {"en": {"weight": 1e-4}, "zh": {"weight": 1.0}}
-    with pytest.raises(UserError, match=r"sources.en.weight times .*token_weight is 0.1 of 1000"):
+    sources = {"en": {"weight": 1e-6}, "zh": {"weight": 1.0}}
+    with pytest.raises(UserError, match=r"sources.en: its token rows are 1e-06 of all"):
         open_rows(make_config(sources=sources))
 
 
 def test_describe_names_every_kind(make_config, open_rows):
-    table = open_rows(make_config(**MIXED)).describe().splitlines()
+    table = describe_rows(open_rows(make_config(**MIXED))).splitlines()
     assert len(table) == 1 + 2 * 3
-    assert table[1].split() == ["en", "token", "16.7%", "116", "6"]
+    assert table[1].split() == ["en", "token", "16.67%", "116", "6"]
 
 
 @pytest.mark.parametrize("length", [256, 512, 2048])
@@ -197,7 +198,7 @@ def test_permute_mixes():
 
 
 @hypothesis.given(
-    st.integers(0, 10**6), st.sampled_from([16, 64, 300]), st.sampled_from(OBJECTIVES)
+    st.integers(0, 10**6), st.sampled_from([16, 64, 300]), st.sampled_from(TEXT_OBJECTIVES)
 )
 @hypothesis.settings(
     max_examples=60,
@@ -219,7 +220,7 @@ def test_rows_need_no_more_than_the_streams(dataset, make_config):
     """A document row reserves by the mean document length, which comes from the metadata."""
 
     class Stream:
-        length, documents = 10_000, 10
+        name, length, documents, instructions = "en", 10_000, 10, False
 
         def read(self, offset, count):
             del offset
