@@ -95,7 +95,7 @@ def main() -> None:
     config = reference_config(data, FLAGS.steps, FLAGS.dtype)
     initial = start(config)
     ours, pytorch = run(initial)
-    languages = initial.dataset.languages
+    languages = list(initial.dataset.languages.values())
     write_curves(out / "reference_curve.csv", ours, pytorch, languages)
     plot(out / "reference_curve.svg", ours, pytorch, languages)
     differences = compare(ours, pytorch)

@@ -168,6 +168,7 @@ class DataConfig:
     packing_rows: int = 128  # documents: rows that are filled together
     packing_fill: float = 0.985  # documents: share of their room that is taken from the stream
     shuffle: bool = True
+    shuffle_rows: int = 65_536  # that are shuffled among each other; prepare has shuffled documents
     num_workers: int = 0  # Grain processes that build rows; 0: in the trainer's process
     prefetch: int = 8  # batches built ahead by each worker
 
@@ -229,9 +230,9 @@ class OptimizerConfig:
 class TrainingConfig:
     steps: int = 1000
     batch_size: int = 256  # rows per step, over all devices and accumulation steps
-    accumulation_steps: int = 1  # of a batch of batch_size rows; other batches: rows as many a step
-    batch_ramp: tuple[int, ...] = ()  # start, increment, rows: batches grow from start rows in equal
-    # increments to batch_size over the first rows of a run (Megatron's --rampup-batch-size)
+    accumulation_steps: int = 1  # of batch_size rows; smaller batches of a ramp take fewer
+    batch_ramp: tuple[int, ...] = ()  # start, increment, rows: batches grow from start rows by
+    # increment to batch_size over the first rows of a run (Megatron's --rampup-batch-size)
     z_loss: float = 0.0  # weight of log(sum(exp(logits)))^2 (PaLM: 1e-4)
     embedding_gradient_shrink: tuple[float, ...] = (1.0,)
     # share of the gradient that reaches the token table through the input (GLM-130B: 0.1)
@@ -378,7 +379,8 @@ def run_identity(config: Config) -> dict[str, typing.Any]:
         for name, value in flat.items()
         if name.split(".")[0] not in _FREE_SECTIONS
         and name not in _FREE_FIELDS
-        and not (name.startswith("data.sources.") and name.endswith(".dir"))
+        and not (name.startswith("data.sources.") and name.endswith((".dir", ".max_epochs")))
+        and not (name.startswith("stages.") and name.endswith(".accumulation_steps"))
     }
 
 

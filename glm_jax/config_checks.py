@@ -202,7 +202,7 @@ def _check_data(config: Config) -> None:
             f"(model.max_positions {config.model.max_positions})",
         )
     _not_negative("data", data, "num_workers")
-    _positive("data", data, "prefetch", "temperature", "packing_rows")
+    _positive("data", data, "prefetch", "temperature", "packing_rows", "shuffle_rows")
     _one_of("data.weighting", data.weighting, ("weight", "tokens", "temperature"))
     _one_of("data.packing", data.packing, ("windows", "documents"))
     _require(

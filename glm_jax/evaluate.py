@@ -208,7 +208,9 @@ def evaluate_loss(run: Run) -> dict:
     by_batch = Sums(*map(np.stack, zip(*sums, strict=True)))
     return {
         **summarise(total(sums), dataset.languages),
-        **loss.spread(by_batch.loss, by_batch.weight, by_batch.targets, dataset.languages),
+        **loss.spread(
+            by_batch.loss, by_batch.weight, by_batch.targets, list(dataset.languages.values())
+        ),
     }
 
 

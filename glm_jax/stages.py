@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
-import itertools
 import typing
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -260,14 +259,3 @@ def _check_stage(config: Config, name: str, stage: StageConfig) -> None:
                 raise UserError(f"{where}.{field}.{key} must not be negative, got {weight}")
         if weights and not any(weights.values()):
             raise UserError(f"{where}.{field} are all 0")
-
-
-def spans(config: Config, steps: int) -> Iterator[tuple[Stage, int, int]]:
-    """Each stage with its first and one past its last row, of a run of so many steps."""
-    grid = BatchGrid(config)
-    for index, (stage, after) in enumerate(
-        itertools.zip_longest(grid.stages, grid.stages[1:])
-    ):
-        if stage.from_step < steps:
-            end = steps if after is None else min(after.from_step, steps)
-            yield stage, grid.rows_of_stage(index)[0], grid.row_of_step(end)

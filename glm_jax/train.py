@@ -5,6 +5,7 @@ with exit code 0, as --max_steps and --max_minutes do.
 """
 
 import contextlib
+import dataclasses
 import functools
 import math
 import time
@@ -19,6 +20,7 @@ from glm_jax import cli
 from glm_jax.config import Config, with_vocab_size
 from glm_jax.data.dataset import Dataset, equal_batches, load_tokenizer, open_dataset, with_sources
 from glm_jax.data.feed import Feed
+from glm_jax.data.reading import describe_reading, describe_rows, stage_values
 from glm_jax.errors import UserError
 from glm_jax.hub.origin import save_origin, token_differences
 from glm_jax.layouts.folder import Checkpoint
@@ -26,6 +28,7 @@ from glm_jax.layouts.init_from import load_sharded, open_init
 from glm_jax.model.decoding import DecodingOptions, Filler, encode_context
 from glm_jax.ops.range_attention import resolve_backend
 from glm_jax.parallel.sharding import Sharding, make_sharding, parameter_table
+from glm_jax.stages import BatchGrid
 from glm_jax.tokenizer import Tokenizer
 from glm_jax.training.bad_steps import Streak
 from glm_jax.training.checkpoint import Checkpoints, Restored, SetAside
@@ -39,6 +42,7 @@ from glm_jax.training.step import (
     make_train_step,
     state_from_params,
     state_shardings,
+    with_empty_history,
 )
 from glm_jax.training.step_folders import step_folders
 from glm_jax.training.stopping import Stopping
@@ -176,14 +180,19 @@ def report_damage(log: Writer, bad: SetAside) -> None:
 
 
 def describe(config: Config, dataset: Dataset, sharding: Sharding) -> str:
-    """What is about to be trained: mesh, kinds of rows, parameters and who updates them."""
+    """What is about to be trained: mesh, rows, parameters, who updates them, and what they read.
+
+    Raises:
+      UserError: more epochs of a source than its `max_epochs`.
+    """
     abstract, shardings = state_shardings(config, sharding)
     return "\n".join(
         [
             f"mesh {_mesh(sharding)} of {jax.devices()[0].device_kind}, rules {config.mesh.rules}",
-            dataset.train.describe(),
+            describe_rows(dataset.train),
             parameter_table(abstract.params, shardings.params),
             describe_optimizer(config.optimizer, abstract.params),
+            describe_reading(dataset.train, config, _num_params(abstract.params)),
         ]
     )
 
@@ -215,6 +224,7 @@ class Session:
         self._step = self._saved = self._rewinds = 0
         self._display = Display(config.training.steps)
         self._feed = Feed(dataset.train, config)
+        self._grid, self._stage = BatchGrid(config), None
         self._watch(Streak(config.bad_steps.max_consecutive))
         self._validate = make_validation(
             config, len(dataset.languages), sharding, lambda rows: equal_batches(rows, config)
@@ -244,7 +254,7 @@ class Session:
             "device": jax.devices()[0].device_kind,
             "num_devices": self._sharding.mesh.size,
             "mesh": _mesh(self._sharding),
-            "num_params": sum(math.prod(p.shape) for p in jax.tree.leaves(abstract.params)),
+            "num_params": _num_params(abstract.params),
             "changes": changes,
         }
         for change in changes:
@@ -283,7 +293,6 @@ class Session:
         length = int(state.history.streak)
         limit = self._config.bad_steps.max_consecutive
         self._watch(Streak(limit, self._step, length, start.next_row))
-        step = make_train_step(self._config, self._sharding, len(self._dataset.languages))
         with self._display, contextlib.closing(self._feed):
             self._display.start(self._step)
             self._feed.seek(start.next_row)
@@ -296,6 +305,8 @@ class Session:
                     if self._stopping.is_urgent:  # the signal has ended the workers too
                         break
                     raise
+                state = self._enter_stage(state, rows.start)
+                step = self._steps(self._grid.part_at(rows.start).accumulation_steps)
                 state, metrics = step(state, self._sharding.place(batch))
                 self._step += 1
                 self._window.add(self._step, rows, metrics, waited)
@@ -303,6 +314,31 @@ class Session:
             is_done = self._step >= last and not owed
             self._end(state, "done" if is_done else self._stopping.reason(self._step))
         return state
+
+    @functools.cache  # noqa: B019, a session lives as long as its process
+    def _steps(self, accumulation_steps: int) -> Callable:
+        """The training step for batches of so many micro-batches."""
+        training = dataclasses.replace(self._config.training, accumulation_steps=accumulation_steps)
+        config = dataclasses.replace(self._config, training=training)
+        return make_train_step(config, self._sharding, len(self._dataset.languages))
+
+    def _enter_stage(self, state: TrainState, row: int) -> TrainState:
+        """The state to train on from `row` with, reported where a stage begins.
+
+        Losses and gradients of another mixture are no measure of what a spike is.
+        """
+        part = self._grid.part_at(row)
+        if part.stage == self._stage:
+            return state
+        begins = row == self._grid.rows_of_stage(part.stage)[0]
+        is_change = self._stage is not None or (begins and part.stage > 0)
+        if self._stage is not None and not self._window.is_empty:
+            self._report_window()
+        self._stage = part.stage
+        if len(self._grid.stages) > 1:
+            self._window.expect_compilation()
+            self._report("stage", stage_values(self._dataset.train, self._grid, row))
+        return with_empty_history(state) if is_change else state
 
     def _watch(self, streak: Streak) -> None:
         self._streak = streak
@@ -319,7 +355,7 @@ class Session:
         if save_is_due:
             self._window.catch_up()
         if _is_due(step, config.training.log_every, last):
-            self._report("train", self._window.close())
+            self._report_window()
         self._report_bad_steps()
         if self._streak.is_too_long:
             return self._go_back(state), False
@@ -392,8 +428,9 @@ class Session:
         if restored is None:
             self._end(state, "bad steps")
             raise UserError(f"{message}, and no checkpoint before it to go back to")
-        first_row, batch = restored.meta["next_row"], self._config.training.batch_size
-        next_row = max(self._streak.end_row, first_row + config.rewind_skip_steps * batch)
+        first_row = restored.meta["next_row"]
+        skipped_to = self._grid.later(first_row, config.rewind_skip_steps)
+        next_row = max(self._streak.end_row, skipped_to)
         self._feed.seek(next_row)
         self._rewinds += 1
         self._step = self._saved = int(restored.state.step)
@@ -405,23 +442,34 @@ class Session:
     def _end(self, state: TrainState, reason: str | None) -> None:
         """Reports and saves what is not yet, and says why the session ends."""
         if not self._window.is_empty:
-            self._report("train", self._window.close())
+            self._report_window()
         self._report_bad_steps()
         if self._saved < self._step:
             self._save(state, None)
         self._checkpoints.wait()
         self._report("stopped", {"reason": reason})
 
+    def _report_window(self) -> None:
+        figures = self._window.close()
+        if len(self._grid.stages) > 1:
+            figures["stage"] = self._grid.stages[self._stage].name
+        self._report("train", figures)
+
     def _report_bad_steps(self) -> None:
         for bad in self._window.take_bad_steps():
             values = {"reason": bad.verdict, "loss": bad.loss, "grad_norm": bad.grad_norm}
-            rows = [bad.rows.start, bad.rows.stop]
-            self._log.write(bad.step, "bad_step", values | {"rows": rows})
-            self._display.report(bad.step, "bad_step", values | {"rows": rows})
+            values["rows"] = [bad.rows.start, bad.rows.stop]
+            values["documents"] = self._dataset.train.origins(bad.rows)
+            self._log.write(bad.step, "bad_step", values)
+            self._display.report(bad.step, "bad_step", values)
 
     def _report(self, kind: str, values: dict) -> None:
         self._log.write(self._step, kind, values)
         self._display.report(self._step, kind, values)
+
+
+def _num_params(params: dict) -> int:
+    return sum(math.prod(p.shape) for p in jax.tree.leaves(params))
 
 
 def _mesh(sharding: Sharding) -> str:

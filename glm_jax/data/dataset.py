@@ -15,15 +15,16 @@ from glm_jax.data.rows import Rows
 from glm_jax.data.sources import SPLITS, TOKENIZER_DIR, open_sources, sources_in
 from glm_jax.errors import UserError
 from glm_jax.objective.spans import sentence_ends
+from glm_jax.stages import check_stages
 from glm_jax.tokenizer import Tokenizer
 
 
 class Dataset(NamedTuple):
-    """Rows by split, and what is known of the sources (in sorted order of their names)."""
+    """Rows by split, and what is known of the sources, in sorted order of their names."""
 
     train: Rows
     validation: Rows
-    languages: list[str]
+    languages: dict[str, str]  # by source
     fingerprint: dict[str, list]  # JSON; equal for equal streams
 
 
@@ -38,7 +39,7 @@ def with_sources(config: Config) -> Config:
     """The config with its sources named: all that `data.dir` holds, unless it names some.
 
     Raises:
-      UserError: it names none and the folder holds none.
+      UserError: it names none and the folder holds none, or a stage weighs others.
     """
     if config.data.sources:
         return config
@@ -46,7 +47,9 @@ def with_sources(config: Config) -> Config:
     if not names:
         raise UserError(f"config.data.dir {config.data.dir} holds no source")
     data = dataclasses.replace(config.data, sources={name: SourceConfig() for name in names})
-    return dataclasses.replace(config, data=data)
+    config = dataclasses.replace(config, data=data)
+    check_stages(config)
+    return config
 
 
 def open_dataset(config: Config, tokenizer: Tokenizer) -> Dataset:
@@ -64,7 +67,7 @@ def open_dataset(config: Config, tokenizer: Tokenizer) -> Dataset:
     return Dataset(
         rows["train"],
         rows["validation"],
-        languages=[stream.language for stream in streams["train"].values()],
+        languages={name: stream.language for name, stream in streams["train"].items()},
         fingerprint={
             f"{name}/{split}": [stream.length, stream.documents, stream.fingerprint]
             for split in SPLITS

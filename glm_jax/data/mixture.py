@@ -66,9 +66,7 @@ class Mixture:
             source: self._lane(streams[source], starts[source], num_rows)
             for source in dict.fromkeys(kind.source for kind in self.kinds)
         }
-        last = (
-            (lane.rows_to_take(lane.stream.length), lane) for lane in self.lanes.values()
-        )
+        last = ((lane.rows_to_take(lane.stream.length), lane) for lane in self.lanes.values())
         self.pass_rows = 1 + max(cycle * len(self._cycle) + place for (cycle, place), _ in last)
 
     @property
@@ -98,9 +96,7 @@ class Mixture:
         if len(window.tokens):
             blanks = _blanks(kind, len(window.tokens))
             samples = [
-                self._builder.build(
-                    rng, window.tokens, kind.objective, blanks, window.ends[:-1]
-                )
+                self._builder.build(rng, window.tokens, kind.objective, blanks, window.ends[:-1])
             ]
         return infill.pack(
             samples,
@@ -161,9 +157,7 @@ def _kinds(config: Config, streams: Mapping[str, TokenStream]) -> tuple[Kind, ..
     return tuple(kinds)
 
 
-def _weights(
-    config: Config, streams: Mapping[str, TokenStream]
-) -> dict[tuple[str, str], float]:
+def _weights(config: Config, streams: Mapping[str, TokenStream]) -> dict[tuple[str, str], float]:
     """Relative shares of rows by source and objective; those without any are left out."""
     of_text = {name: weight for name, weight in config.objective.weights.items() if weight > 0}
     weights = {}

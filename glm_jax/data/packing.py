@@ -26,9 +26,10 @@ def pack_documents(
 ) -> list[list[Part]]:
     """Which parts of which documents each row holds, in the order of the documents.
 
-    A document longer than a row fills rows of its own and leaves a rest. Rests and documents go,
-    longest first, where they leave the least room. One that fits nowhere is cut into what room
-    there is, so that no token is lost as long as the rows have room for all.
+    A document longer than a row fills rows of its own and leaves a rest. The longest rests and
+    documents go into a row each, so that what room is not needed is spread over the rows; the
+    others go, longest first, where they leave the least room. One that fits nowhere is cut into
+    what room there is, so that no token is lost as long as the rows have room for all.
 
     Args:
       sizes: int64 [D], tokens of each document.
@@ -42,7 +43,11 @@ def pack_documents(
     if may_cut:
         wholes = [_fill_rows(part, free, rows) for part in wholes]
     wholes.sort(key=lambda part: -part.size)
-    left = [part for part in wholes if part.size and not _best_fit(part, free, rows)]
+    left = []
+    for part in wholes:
+        is_in = _open_row(part, free, rows) or _best_fit(part, free, rows)
+        if part.size and not is_in:
+            left.append(part)
     for part in left:
         while part.size and free.largest:
             part = _take(part, free, rows)
@@ -60,6 +65,11 @@ class _FreeRooms:
     @property
     def largest(self) -> int:
         return self._sorted[-1][0]
+
+    @property
+    def emptiest(self) -> int:
+        """The row with the most room."""
+        return self._sorted[-1][1]
 
     def take_largest(self, most: int) -> tuple[int, int]:
         """Takes up to `most` tokens of the row with the most room: row, tokens."""
@@ -89,6 +99,14 @@ def _take(part: Part, free: _FreeRooms, rows: list[list[Part]]) -> Part:
     row, size = free.take_largest(part.size)
     rows[row].append(part._replace(size=size))
     return part._replace(start=part.start + size, size=part.size - size)
+
+
+def _open_row(part: Part, free: _FreeRooms, rows: list[list[Part]]) -> bool:
+    """Puts a part into the largest row, if that is still empty and large enough."""
+    if not part.size or part.size > free.largest or rows[free.emptiest]:
+        return False
+    _take(part, free, rows)
+    return True
 
 
 def _best_fit(part: Part, free: _FreeRooms, rows: list[list[Part]]) -> bool:

@@ -76,6 +76,31 @@ def _reads(rows: Rows, name: str, first: int, end: int) -> list[str]:
     ]
 
 
+def stage_values(rows: Rows, grid: BatchGrid, row: int) -> dict:
+    """What the training row `row` and those after it are made of, for the log."""
+    part = grid.part_at(row)
+    stage, data = grid.stages[part.stage], grid.stages[part.stage].config.data
+    taken = rows.taken(row)
+    mixture = rows.stages[part.stage].mixture
+    shares = {
+        f"{kind.source} {kind.objective}": round(kind.rows / mixture.cycle_rows, 6)
+        for kind in mixture.kinds
+    }
+    return {
+        "name": stage.name,
+        "next_row": row,
+        "batch_size": part.size,
+        "seq_length": data.seq_length,
+        "mask_ratio": stage.config.objective.mask_ratio,
+        "shares": shares,
+        "tokens_read": taken,
+        "epochs_read": {
+            source: round(tokens / rows.streams[source].length, 6)
+            for source, tokens in taken.items()
+        },
+    }
+
+
 def _check_epochs(rows: Rows, config: Config, end: int) -> None:
     for source, tokens in rows.taken(end).items():
         limit = config.data.sources[source].max_epochs

@@ -32,7 +32,7 @@ class StageRows(NamedTuple):
       first_row: index of the first of them.
       num_rows: None for the last stage, which has no end.
       together: rows that shuffling leaves together, as they are read together.
-      shuffled: whether their order is shuffled.
+      shuffled: how many rows are shuffled among each other; 0: none.
     """
 
     name: str
@@ -40,7 +40,7 @@ class StageRows(NamedTuple):
     num_rows: int | None
     mixture: Mixture
     together: int
-    shuffled: bool
+    shuffled: int
 
     def position(self, index: int, seed: int, number: int) -> int:
         """The position in the stage that row `index` has, see `_shuffled`."""
@@ -52,8 +52,8 @@ class StageRows(NamedTuple):
         runs = None if self.num_rows is None else self.num_rows // self.together
         if runs is not None and run >= runs:
             return position  # of the last run, which is shorter
-        pass_runs = -(-self.mixture.pass_rows // self.together)
-        return _shuffled(run, pass_runs, runs, key) * self.together + place
+        among = -(-min(self.mixture.pass_rows, self.shuffled) // self.together)
+        return _shuffled(run, among, runs, key) * self.together + place
 
 
 class Rows:
@@ -61,8 +61,8 @@ class Rows:
 
     `len(rows)` is one pass of the first stage: the rows in which every source is read from end to
     end at least once. Larger indices are valid; they go on through the streams and blank other
-    spans. The order of the training rows is shuffled within each pass of a stage, that of the
-    validation rows is not; validation rows have no stages.
+    spans. Training rows are shuffled among `data.shuffle_rows` of a stage, or all of a pass;
+    validation rows are not, and have no stages.
     """
 
     def __init__(
@@ -92,10 +92,8 @@ class Rows:
             builder = SampleBuilder(stage_config, special, is_sentence_end)
             mixture = Mixture(builder, streams, starts, num_rows)
             together = _together(stage_config, mixture)
-            shuffled = split == "train" and config.data.shuffle
-            self.stages.append(
-                StageRows(name, first_row, num_rows, mixture, together, shuffled)
-            )
+            shuffled = config.data.shuffle_rows if split == "train" and config.data.shuffle else 0
+            self.stages.append(StageRows(name, first_row, num_rows, mixture, together, shuffled))
             if num_rows is not None:
                 taken = mixture.taken(num_rows)
                 starts = {source: start + taken.get(source, 0) for source, start in starts.items()}
@@ -132,6 +130,15 @@ class Rows:
         source = stage.mixture.kind(position).source
         offset = stage.mixture.window(position).offset
         return source, self.streams[source].document_at(offset)
+
+    def origins(self, rows: range) -> list[str]:
+        """Where rows come from, for people: `row 7: en, document 12`.
+
+        Raises:
+          UserError: a source cannot be read.
+        """
+        named = ((index, *self.origin(index)) for index in rows)
+        return [f"row {index}: {source}, document {number}" for index, source, number in named]
 
     def taken(self, row: int) -> dict[str, int]:
         """Tokens of each source that all rows before `row` take."""
@@ -172,11 +179,11 @@ def _together(config: Config, mixture: Mixture) -> int:
     return max(1, config.data.packing_rows * len(packed))
 
 
-def _shuffled(index: int, pass_size: int, size: int | None, key: tuple[int, ...]) -> int:
-    """Entry `index` of 0 .. size - 1, permuted within each pass; the last one may be shorter."""
-    number, place = divmod(index, pass_size)
-    first = number * pass_size
-    here = pass_size if size is None else min(pass_size, size - first)
+def _shuffled(index: int, among: int, size: int | None, key: tuple[int, ...]) -> int:
+    """Entry `index` of 0 .. size - 1, of which each `among` are permuted; the last may be fewer."""
+    number, place = divmod(index, among)
+    first = number * among
+    here = among if size is None else min(among, size - first)
     return first + permute(place, here, (*key, number))
 
 

@@ -44,9 +44,7 @@ MIN_ROOM = 16
 """A shorter rest of a row holds no shortened example."""
 
 
-def build(
-    tokens: np.ndarray, pieces: Pieces, special: SpecialTokens, model: ModelConfig
-) -> Batch:
+def build(tokens: np.ndarray, pieces: Pieces, special: SpecialTokens, model: ModelConfig) -> Batch:
     """The samples of examples that follow one another, as `infill.build_pieces` returns them.
 
     GLM-130B counts the positions of an answer on from its prompt, which is `span_position` slot.

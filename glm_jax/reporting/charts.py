@@ -54,7 +54,7 @@ class Thinned:
 
 @dataclasses.dataclass(frozen=True)
 class Mark:
-    """Something that happened at a step: `kind` is resumed, rewound or bad."""
+    """Something that happened at a step: `kind` is resumed, rewound, stage or bad."""
 
     step: int
     kind: str

@@ -13,6 +13,7 @@ NAMES = {
     "saved": "checkpoint saved",
     "fallback": "fell back",
     "rewound": "rewound",
+    "stage": "stage",
     "stopped": "stopped",
 }
 
@@ -70,7 +71,11 @@ def _bad_step(line: Line) -> str:
     figures = f"loss {units.number(line.number('loss'))}, "
     figures += f"gradient norm {units.number(line.number('grad_norm'))}"
     reason = line.values.get("reason", "unknown reason")
-    return f"{reason}: {figures}; rows {rows(line.values.get('rows'))}"
+    where = f"rows {rows(line.values.get('rows'))}"
+    documents = line.values.get("documents")
+    if isinstance(documents, list) and documents:
+        where += f" ({documents[0]}{' and others' if len(documents) > 1 else ''})"
+    return f"{reason}: {figures}; {where}"
 
 
 def _saved(line: Line) -> str:
@@ -89,6 +94,20 @@ def _rewound(line: Line) -> str:
     return f"from step {units.number(line.number('from_step'))}; left out: rows {skipped}"
 
 
+def _stage(line: Line) -> str:
+    values = line.values
+    shares = values.get("shares")
+    parts = [str(values.get("name", "unnamed"))]
+    parts += [f"{values.get(name)} {unit}" for name, unit in _STAGE_UNITS.items() if name in values]
+    if isinstance(shares, Mapping):
+        kinds = ((kind, as_number(share)) for kind, share in shares.items())
+        parts += [f"{kind} {share:.1%}" for kind, share in kinds if share is not None]
+    return ", ".join(parts)
+
+
+_STAGE_UNITS = {"batch_size": "rows a batch", "seq_length": "slots a row"}
+
+
 def _stopped(line: Line) -> str:
     reason = line.values.get("reason", "no reason given")
     return "all steps done" if reason == "done" else str(reason)
@@ -101,6 +120,7 @@ _DESCRIBERS = {
     "saved": _saved,
     "fallback": _fallback,
     "rewound": _rewound,
+    "stage": _stage,
     "stopped": _stopped,
 }
 

@@ -7,19 +7,20 @@ from glm_jax.batch import OBJECTIVES
 from glm_jax.reporting.charts import Curve, Mark, Panel
 from glm_jax.reporting.events import describe
 from glm_jax.reporting.history import History
+from glm_jax.training.metrics import SOURCE
 
 _PALETTE = ("blue", "orange", "green", "purple", "sky")
 _LOSS_NOTE = (
     "Nats per target. Dots: validation; thin: training. One scale for all. Dotted verticals: "
-    "resumed; dashed: rewound; crosses: bad steps, which were skipped. Faint dashed curves: steps "
-    "that a resume or a rewind overwrote."
+    "resumed; dashed: rewound; solid: a stage begins; crosses: bad steps, which were skipped. "
+    "Faint dashed curves: steps that a resume or a rewind overwrote."
 )
 _ANSWERS_NOTE = "Share of validation blanks with every token right, given the true tokens before."
 _MACHINERY_NOTE = (
     "Of training. Where a pixel stands for several values, the line is their median and the band "
     "reaches from the lowest to the highest."
 )
-_MARKED = {"resumed": "resumed", "rewound": "rewound", "bad_step": "bad"}
+_MARKED = {"resumed": "resumed", "rewound": "rewound", "bad_step": "bad", "stage": "stage"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,11 +37,13 @@ def choose(history: History) -> list[PanelGroup]:
     """The groups in page order, without panels that nothing was logged for."""
     kinds = history.groups("loss")
     objectives = [name for name in OBJECTIVES if name in kinds]
-    languages = [name for name in kinds if name not in objectives]
-    colours = dict(zip(languages + objectives, _PALETTE * len(kinds), strict=False))
+    sources = [name for name in kinds if name.startswith(SOURCE)]
+    languages = [name for name in kinds if name not in (*objectives, *sources)]
+    colours = dict(zip(languages + objectives + sources, _PALETTE * len(kinds), strict=False))
     losses = [_loss(history, "all", "loss", "ink")]
     losses += [
-        _loss(history, name, f"loss/{name}", colours[name]) for name in languages + objectives
+        _loss(history, name.removeprefix(SOURCE), f"loss/{name}", colours[name])
+        for name in languages + objectives + sources
     ]
     answers = [
         _answers(history, "exact match by language", languages, colours),

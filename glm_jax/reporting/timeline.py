@@ -13,6 +13,7 @@ from glm_jax.reporting.scales import Scale
 _LANES = {
     "started": "started",
     "resumed": "resumed",
+    "stage": "stages",
     "saved": "saved",
     "bad_step": "bad steps",
     "rewound": "rewound",

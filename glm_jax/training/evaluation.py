@@ -10,6 +10,7 @@ from glm_jax.batch import Batch
 from glm_jax.config import Config
 from glm_jax.errors import UserError
 from glm_jax.parallel.sharding import Sharding
+from glm_jax.stages import BatchGrid
 from glm_jax.training.metrics import Sums
 from glm_jax.training.step import make_eval_step
 
@@ -21,12 +22,14 @@ def check_batch(config: Config, sharding: Sharding) -> None:
       UserError: a micro-batch would not give every device the same number of rows, or several
         processes share the mesh, for which rows are not handed out yet.
     """
-    rows = config.training.batch_size // config.training.accumulation_steps
-    if rows % sharding.batch_size:
-        raise UserError(
-            f"config.training.batch_size / accumulation_steps = {rows} rows are not divisible by "
-            f"the {sharding.batch_size} devices of mesh axes data x fsdp"
-        )
+    for part in BatchGrid(config).parts:
+        rows = part.size // part.accumulation_steps
+        if rows % sharding.batch_size:
+            raise UserError(
+                f"config.training.batch_size / accumulation_steps = {part.size} / "
+                f"{part.accumulation_steps} = {rows} rows (from step {part.first_step} on) are not "
+                f"divisible by the {sharding.batch_size} devices of mesh axes data x fsdp"
+            )
     if jax.process_count() > 1:
         raise UserError(f"one process can train, JAX was started with {jax.process_count()}")
 

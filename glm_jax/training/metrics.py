@@ -1,6 +1,6 @@
 """Sums over a batch, kept apart by source and objective, and the figures made from them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -9,6 +9,9 @@ import numpy as np
 
 from glm_jax.batch import OBJECTIVES, Batch
 from glm_jax.ops.cross_entropy import TokenStats
+
+SOURCE = "source/"
+"""Figures of one source have this before its name."""
 
 
 class Sums(NamedTuple):
@@ -68,25 +71,30 @@ def total(parts: Sequence[Sums]) -> Sums:
     return Sums(*(np.sum(x, axis=0) for x in zip(*parts, strict=True)))
 
 
-def summarise(sums: Sums, languages: Sequence[str]) -> dict[str, float]:
-    """Loss, accuracy, exact match and padding: overall, by objective and by language.
+def summarise(sums: Sums, languages: Mapping[str, str]) -> dict[str, float]:
+    """Loss, accuracy, exact match and padding: overall, by objective, by language and by source.
 
     Args:
       sums: of one or several steps, on the host.
-      languages: the language of each source.
+      languages: the language of each source, by its name.
 
     Returns:
-      Figures by name, such as `loss`, `loss/zh` and `exact_match/token`; a group that had no
-      target is left out, and so is the exact match of one without spans.
+      Figures by name, such as `loss`, `loss/zh`, `exact_match/token` and `loss/source/wiki`; a
+      group that had no target is left out, and so is the exact match of one without spans. Sources
+      are left out where each has a language of its own.
     """
     sums = Sums(*(np.asarray(x, np.float64) for x in sums))
     figures = _figures(sums, "")
     figures["padding"] = 1.0 - sums.tokens.sum() / max(sums.slots.sum(), 1.0)
     for i, objective in enumerate(OBJECTIVES):
         figures |= _figures(Sums(*(x[:, i] for x in sums)), f"/{objective}")
-    for language in sorted(set(languages)):
-        rows = [i for i, name in enumerate(languages) if name == language]
+    of_source = list(languages.values())
+    for language in sorted(set(of_source)):
+        rows = [i for i, name in enumerate(of_source) if name == language]
         figures |= _figures(Sums(*(x[rows] for x in sums)), f"/{language}")
+    if len(set(of_source)) < len(of_source):
+        for i, source in enumerate(languages):
+            figures |= _figures(Sums(*(x[i : i + 1] for x in sums)), f"/{SOURCE}{source}")
     return figures
 
 

@@ -84,6 +84,12 @@ def _first_state(config: Config, params: dict) -> TrainState:
     )
 
 
+def with_empty_history(state: TrainState) -> TrainState:
+    """The state without past losses and gradient norms to judge the next steps by."""
+    history = state.history
+    return state._replace(history=history._replace(count=jnp.zeros_like(history.count)))
+
+
 def _wide_copy(x: jax.Array) -> jax.Array:
     """In bfloat16 an average with a decay near 1 would not move."""
     return jnp.array(x, jnp.promote_types(x.dtype, jnp.float32), copy=True)

@@ -1,6 +1,7 @@
 """Figures over the steps between two reports, without waiting for the device in between."""
 
 import time
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
@@ -24,7 +25,7 @@ class Window:
     step one step late.
     """
 
-    def __init__(self, languages: list[str], streak: Streak):
+    def __init__(self, languages: Mapping[str, str], streak: Streak):
         self._languages = languages
         self._streak = streak
         self._pending: _Pending | None = None
@@ -72,6 +73,10 @@ class Window:
         figures["tokens"], figures["bad_steps"] = self._tokens, self._bad_steps
         self._clear()
         return figures
+
+    def expect_compilation(self) -> None:
+        """Leaves the next step, and what was done since the last one, out of the rates."""
+        self._compiled = False
 
     def restart_clock(self) -> None:
         """Leaves what was done since the last step out of the rates."""

@@ -285,7 +285,7 @@ class Display:
             self._console.print(line, highlight=False, soft_wrap=True, markup=False)
 
 
-_PLAIN_EVENTS = ("bad_step", "fallback", "rewound", "stopped")
+_PLAIN_EVENTS = ("bad_step", "fallback", "rewound", "stage", "stopped")
 
 
 def _short(value: Any) -> str:
