@@ -124,11 +124,27 @@ def _recovered(text: Batch, special: SpecialTokens) -> Iterator[tuple[int, int]]
         yield from enumerate((text.targets if _is_masked(text) else text.tokens).tolist())
         return
     filled = answers(text, special)
+    if OBJECTIVES[text.objective[0]] == "instruction":
+        yield from _recovered_example(text, filled, special)
+        return
     ends = (special.eop, special.mask)
     for slot in np.flatnonzero(text.weights == 0).tolist():
         if slot not in filled:
             yield slot, int(text.targets[slot])
             continue
-        for place in filled[slot].tolist():
-            if text.targets[place] not in ends:
-                yield place, int(text.targets[place])
+        (answer,) = filled.values()
+    for place in answer.tolist():
+        if text.targets[place] not in ends:
+            yield place, int(text.targets[place])
+
+
+def _recovered_example(
+    text: Batch, filled: dict[int, np.ndarray], special: SpecialTokens
+) -> Iterator[tuple[int, int]]:
+    """The prompt with its mask, then the answer, and an eos where the stream has it."""
+    for slot in np.flatnonzero(text.weights == 0).tolist():
+        yield slot, int(text.targets[slot])
+    (answer,) = filled.values()
+    for place in answer.tolist():
+        token = int(text.targets[place])
+        yield place, special.eos if token == special.eop else token

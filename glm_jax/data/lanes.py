@@ -121,6 +121,7 @@ class PackedLane(WindowLane):
         group = self._group(number)
         parts = group.rows[row]
         tokens = [self._tokens_of(group, part) for part in parts]
+        tokens = [piece for piece in tokens if len(piece)]
         if not tokens:
             return Window(np.zeros(0, np.int32), np.zeros(0, np.int64), group.offset)
         ends = np.cumsum([len(piece) for piece in tokens])
@@ -131,10 +132,10 @@ class PackedLane(WindowLane):
         """Share of the documents of the first group that are whole in their row."""
         group = self._group(0)
         sizes = np.diff(np.append(group.starts, len(group.tokens)))
-        is_whole = group.is_whole.copy()
+        is_in_one_row = np.zeros_like(group.is_whole)
         for part in itertools.chain(*group.rows):
-            is_whole[part.document] &= part.size == sizes[part.document]
-        return float(is_whole.mean())
+            is_in_one_row[part.document] = part.size == sizes[part.document]
+        return float((is_in_one_row & group.is_whole).mean())
 
     def _tokens_of(self, group: "_Group", part: Part) -> np.ndarray:
         start = group.starts[part.document] + part.start

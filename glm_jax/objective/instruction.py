@@ -33,7 +33,7 @@ def shorten(example: np.ndarray, room: int, special: SpecialTokens) -> np.ndarra
     if room < MIN_ROOM:
         return example[:0]
     mask = int(np.flatnonzero(example == special.mask)[0])
-    prompt, answer = example[len(special.start) : mask], example[mask + 1 :]
+    prompt, answer = example[len(special.start) : mask], example[mask + 1 :]  # with its eos
     free = room - len(special.start) - 1
     kept = max(free - len(answer), min(len(prompt), room // _PROMPT_SHARE))
     parts = (special.start, prompt[len(prompt) - kept :], [special.mask], answer[: free - kept])
