@@ -7,7 +7,7 @@ import pytest
 from commands import run_command
 
 PACKAGE = Path(__file__).resolve().parent.parent / "glm_jax"
-BASE = {"errors", "batch", "config", "config_checks"}
+BASE = {"errors", "batch", "config", "config_checks", "stages"}
 TEXT = BASE | {"tokenizer", "language", "documents"}
 ALLOWED = {
     "errors": set(),
@@ -16,7 +16,8 @@ ALLOWED = {
     "folders": {"errors"},
     "versions": set(),
     "config": {"errors", "config_checks"},
-    "config_checks": {"errors", "config"},
+    "config_checks": {"errors", "config", "stages"},
+    "stages": {"errors", "config"},
     "documents": {"errors", "language"},
     "tokenizer": {"errors", "folders", "language"},
     "cli": BASE,
@@ -34,7 +35,7 @@ ALLOWED = {
 }
 VERBS = {"prepare", "train", "evaluate", "fill", "export", "report"}
 NO_JAX = {"objective", "config", "config_checks", "tokenizer", "documents", "language"}
-NO_JAX |= {"errors", "batch"}
+NO_JAX |= {"errors", "batch", "stages"}
 LIGHT = {"config", "config_checks", "objective", "ops", "model", "batch", "tokenizer", "parallel"}
 HEAVY = {"tensorflow_datasets", "grain", "orbax", "ml_collections", "tensorflow"}
 

@@ -1,5 +1,6 @@
 """A run: resumed bit for bit, restored on another mesh, kept and refused as promised."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 from training.samples import changed
 
 from glm_jax import train
-from glm_jax.config import Config
+from glm_jax.config import Config, SourceConfig
 from glm_jax.errors import UserError
 from glm_jax.training.trained_params import load_params
 
@@ -176,7 +177,9 @@ def test_other_mistakes_are_found_before_training(run_config, tmp_path, monkeypa
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(UserError, match="is not empty and holds no run"):
         run(run_config, tmp_path)
-    with pytest.raises(UserError, match="6 rows are not divisible by the 4 devices"):
+    with pytest.raises(
+        UserError, match="6 rows .from step 0 on. are not divisible by the 4 devices"
+    ):
         run(changed(run_config, "training", batch_size=6), tmp_path / "a", num_devices=4)
     with pytest.raises(UserError, match="vocab_size 99 is smaller than the tokenizer"):
         run(changed(run_config, "model", vocab_size=99), tmp_path / "b")
@@ -207,9 +210,8 @@ def test_another_dataset_is_refused(run_config, ten_steps, tmp_path, data_dir):
 def test_sources_that_are_not_named_are_all_of_the_folder(run_config, ten_steps, tmp_path):
     run(changed(changed(run_config, "data", sources={}), "training", steps=1), tmp_path / "run")
     resolved = json.loads((tmp_path / "run" / "config.json").read_text())
-    assert resolved["data"]["sources"] == {
-        name: {"weight": 1.0, "dir": ""} for name in ("en", "zh")
-    }
+    default = dataclasses.asdict(SourceConfig())
+    assert resolved["data"]["sources"] == {"en": default, "zh": default}
     assert losses(tmp_path / "run")[1] == losses(ten_steps[0])[1]
 
 

@@ -98,7 +98,7 @@ def test_every_example_is_in_one_row(make_config):
             text = [field[here] for field in row]
             context = text[0][text[2] == 0].tolist()
             read.append((*context, *text[1][text[2] > 0].tolist()))
-    expected = {tuple(e[:-1].tolist()) + (SPECIAL.eop,) for e in stream.examples}
+    expected = {(*e[:-1].tolist(), SPECIAL.eop) for e in stream.examples}
     assert set(read) == expected
     padding = np.mean([rows[index].segment == 0 for index in range(64)])
     assert padding == pytest.approx(0.05, abs=0.01)  # what packing_fill leaves

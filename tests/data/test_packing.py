@@ -104,7 +104,8 @@ def test_sources_differ_in_packing(dataset, make_config, open_rows):
     texts = {0: [], 1: []}
     for index in range(40):
         texts[int(rows[index].source[0])].append(text_of(rows[index]))
-    assert sum(texts[0], []) == dataset.tokens["en"]["train"][: sum(map(len, texts[0]))].tolist()
+    windows = list(itertools.chain(*texts[0]))
+    assert windows == dataset.tokens["en"]["train"][: len(windows)].tolist()
     whole = [text for text in texts[1] if text[0] == SPECIAL.cls and text[-1] == SPECIAL.eos]
     assert len(whole) > 12
 
