@@ -21,7 +21,7 @@ from rich.text import Text
 
 from glm_jax import cli
 from glm_jax.config import MeshConfig
-from glm_jax.documents import check_readable, numbered_lines, read_lines
+from glm_jax.documents import check_lines_readable, is_jsonl, numbered_lines, read_lines
 from glm_jax.errors import UserError
 from glm_jax.model.decoding import DecodingOptions, Draw, Filled, Filler
 from glm_jax.parallel.sharding import make_sharding
@@ -172,7 +172,7 @@ def _check_files() -> None:
         if FLAGS.text:
             raise UserError("give one of --text and --input")
         try:
-            check_readable(path)
+            check_lines_readable(path)
         except UserError as error:
             raise UserError(f"--input {error}") from error
     if FLAGS.overwrite and not FLAGS.output:
@@ -205,10 +205,9 @@ def parse_lines(lines: Iterable[tuple[int, bytes]], name: str) -> Iterator[Entry
 
     Args:
       lines: see `documents.numbered_lines`.
-      name: of the file; where it ends in .jsonl or .jsonl.gz, a line is an object with a string
-        `text`.
+      name: of the file; where it is one of JSON lines, each is an object with a string `text`.
     """
-    parse = _field_text if name.endswith((".jsonl", ".jsonl.gz")) else str
+    parse = _field_text if is_jsonl(name) else str
     for number, line in lines:
         if not line.strip():
             continue

@@ -31,13 +31,17 @@ def read_texts(paths: Iterable[str | Path], limit: int = 0) -> list[Document]:
       limit: at most so many of each file; 0 for all.
 
     Raises:
-      UserError: see `read_documents` and `check_plain`; or there is no document.
+      UserError: see `read_documents` and `check_plain`; or there is no document, or it is a prompt
+        with an answer.
     """
     documents = []
     for path in paths:
         documents += itertools.islice(read_documents([path]), limit or None)
     for document in documents:
-        check_plain(f"{document.path}:{document.line}", "text", document.text)
+        where = f"{document.path}:{document.line}"
+        if document.answer is not None:
+            raise UserError(f"{where}: a line with 'text' is needed, not 'prompt' and 'answer'")
+        check_plain(where, "text", document.text)
     return _not_empty(documents, paths)
 
 
