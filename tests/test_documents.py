@@ -257,3 +257,10 @@ def test_any_text_survives_jsonl(tmp_path_factory, texts):
 )
 def test_detect_language(text, language):
     assert detect_language(text) == language
+
+
+@given(st.text(st.sampled_from("a汉字é，1 _\U00020000")))
+def test_detect_language_counts_letters(text):
+    han = sum(letter in "汉字\U00020000" for letter in text)
+    letters = sum(letter in "a汉字é\U00020000" for letter in text)
+    assert detect_language(text) == ("zh" if han and han >= 0.2 * letters else "en")

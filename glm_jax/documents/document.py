@@ -72,7 +72,7 @@ def to_document(
     if any(blank):
         raise RecordError(f"the field {('prompt', 'answer')[blank.index(True)]!r} is blank")
     clean = [_LONE_SURROGATE.sub("\ufffd", text) for text in raw]
-    language = _language(fields) or detect_language("\n".join(clean))
+    language = _language(fields) or detect_language("".join(clean))
     counts.documents += 1
     counts.instructions += len(clean) == 2
     counts.characters += sum(map(len, clean))
