@@ -171,6 +171,7 @@ class DataConfig:
     shuffle_rows: int = 65_536  # that are shuffled among each other; prepare has shuffled documents
     num_workers: int = 0  # Grain processes that build rows; 0: in the trainer's process
     prefetch: int = 8  # batches built ahead by each worker
+    verify: str = "sha256"  # | "size": how every shard is checked at the start
 
 
 @dataclasses.dataclass(frozen=True)
@@ -364,7 +365,7 @@ def _ill_typed(name: str, expected: str, value) -> UserError:
 
 _FREE_SECTIONS = ("init", "optimizer", "training", "bad_steps", "logging", "mesh", "checkpoint")
 _FREE_FIELDS = ("init_from", "model.remat", "model.scan_layers", "model.attention_backend")
-_FREE_FIELDS += ("data.dir", "data.tokenizer", "data.num_workers", "data.prefetch")
+_FREE_FIELDS += ("data.dir", "data.tokenizer", "data.num_workers", "data.prefetch", "data.verify")
 
 
 def run_identity(config: Config) -> dict[str, typing.Any]:

@@ -203,6 +203,7 @@ def _check_data(config: Config) -> None:
         )
     _not_negative("data", data, "num_workers")
     _positive("data", data, "prefetch", "temperature", "packing_rows", "shuffle_rows")
+    _one_of("data.verify", data.verify, ("sha256", "size"))
     _one_of("data.weighting", data.weighting, ("weight", "tokens", "temperature"))
     _one_of("data.packing", data.packing, ("windows", "documents"))
     _require(

@@ -23,17 +23,22 @@ def written_whole(target: Path) -> Iterator[Path]:
     """
     target = target.resolve()
     partial = target.with_name(f".{target.name}{UNFINISHED}")
-    replaced = target.with_name(f".{target.name}.replaced")
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         yield partial
-        shutil.rmtree(replaced, ignore_errors=True)
-        if target.exists():
-            target.rename(replaced)
-        partial.rename(target)
-        shutil.rmtree(replaced, ignore_errors=True)
+        take_place(partial, target)
     except OSError as error:
         raise UserError(f"{target} cannot be written: {error}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def take_place(partial: Path, target: Path) -> None:
+    """Renames a whole folder to `target`; what was there before goes when it has succeeded."""
+    replaced = target.with_name(f".{target.name}.replaced")
+    shutil.rmtree(replaced, ignore_errors=True)
+    if target.exists():
+        target.rename(replaced)
+    partial.rename(target)
+    shutil.rmtree(replaced, ignore_errors=True)

@@ -17,54 +17,38 @@ proves of its first training rows that they hold their text whole and that no sl
 not.
 """
 
-import dataclasses
 import itertools
-import json
-import os
 import pathlib
-import shutil
-from array import array
-from collections.abc import Iterator, Sequence
+import typing
+from collections.abc import Sequence
+from dataclasses import fields
 
-import numpy as np
 from absl import flags
-from rich import console, progress
+from rich import console
 
 from glm_jax import cli
-from glm_jax.config import Config
-from glm_jax.data import sources
-from glm_jax.data.check_rows import check_rows
-from glm_jax.data.dataset import open_dataset
-from glm_jax.data.rows import Rows
-from glm_jax.data.show import show_row
-from glm_jax.documents import Counts, Document, read_documents
+from glm_jax.data.shards import SPLITS
+from glm_jax.documents import check_readable, expand_inputs, input_bytes
 from glm_jax.errors import UserError
-from glm_jax.folders import written_whole
 from glm_jax.language import LANGUAGES
+from glm_jax.preparation import beam, local
+from glm_jax.preparation.census import Grid
+from glm_jax.preparation.encoding import Encoder
+from glm_jax.preparation.manifest import complete_dataset, make_plan
+from glm_jax.preparation.options import Options
+from glm_jax.preparation.verification import verify_dataset
+from glm_jax.preparation.work import MANIFEST_FILE, Work
 from glm_jax.tokenizer import Tokenizer
-from glm_jax.training.run_folder import load_config
-from glm_jax.training.trained_params import trained_data
+
+if typing.TYPE_CHECKING:
+    from glm_jax.config import Config
+    from glm_jax.data.rows import Rows
 
 FLAGS = flags.FLAGS
 
-MANIFEST_FILE = "manifest.json"
-
-_BATCH_CHARACTERS = 1 << 20
-_BATCH_BLOCKS = 64
-
-
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """What the flags of the same names say; written into the manifest."""
-
-    language: str = "auto"
-    validation_share: float = 0.02
-    seed: int = 0
-    on_error: str = "fail"
-
 
 def define_flags() -> None:
-    flags.DEFINE_multi_string("input", None, "Text file; repeat the flag for more.")
+    flags.DEFINE_multi_string("input", None, "File, pattern or TFDS folder; repeat it for more.")
     flags.DEFINE_string("tokenizer", None, "Folder that tokenizers/train.py or convert.py wrote.")
     flags.DEFINE_string("out", None, "Folder to write; must not exist or be empty.")
     flags.DEFINE_enum(
@@ -73,10 +57,15 @@ def define_flags() -> None:
         ["auto", *LANGUAGES],
         "auto: the document's own field, else detected.",
     )
+    flags.DEFINE_string(
+        "source",
+        Options.source,
+        "Name of the source, followed by _LANGUAGE where there are two; empty: the language.",
+    )
     flags.DEFINE_float(
         "validation_share",
         Options.validation_share,
-        "Share of documents for validation; at least one per language.",
+        "Share of documents for validation; at least one per source.",
         0,
         1,
     )
@@ -89,7 +78,20 @@ def define_flags() -> None:
         ["fail", "skip"],
         "At a faulty line: stop, or leave it out and count it.",
     )
-    flags.DEFINE_bool("overwrite", False, "Replace an earlier dataset at --out.")
+    flags.DEFINE_bool("dedup", Options.dedup, "Keep one of documents with the same text.")
+    flags.DEFINE_integer(
+        "num_shards", Options.num_shards, "Files of a source; 0: by the size of the inputs.", 0
+    )
+    flags.DEFINE_integer(
+        "num_processes", None, "Processes on this machine; default: one per core.", 1
+    )
+    flags.DEFINE_string(
+        "beam_pipeline_options",
+        None,
+        "Run on Apache Beam: NAME=VALUE,.. such as runner=DirectRunner (extra 'beam').",
+    )
+    flags.DEFINE_bool("overwrite", False, "Replace an earlier dataset, or a part of one, at --out.")
+    flags.DEFINE_string("verify", None, "A dataset of which to check every file.")
     flags.DEFINE_string("show_rows", None, "FIRST:END, training rows of --workdir to print.")
     flags.DEFINE_integer("check_rows", None, "Number of training rows of --workdir to check.", 1)
     flags.DEFINE_string("workdir", None, "The run of --show_rows and --check_rows.")
@@ -102,46 +104,74 @@ def main() -> None:
     if FLAGS.check_rows:
         check_run(FLAGS.check_rows, pathlib.Path(cli.required("workdir")))
         return
+    if FLAGS.verify:
+        print(verify_dataset(FLAGS.verify))
+        return
     for name in ("input", "tokenizer", "out"):
         cli.required(name)
-    options = Options(FLAGS.language, FLAGS.validation_share, FLAGS.seed, FLAGS.on_error)
-    manifest = prepare(FLAGS.input, FLAGS.tokenizer, FLAGS.out, options, overwrite=FLAGS.overwrite)
+    options = Options(**{field.name: FLAGS[field.name].value for field in fields(Options)})
+    manifest = prepare(
+        FLAGS.input,
+        FLAGS.tokenizer,
+        FLAGS.out,
+        options,
+        overwrite=FLAGS.overwrite,
+        num_processes=FLAGS.num_processes,
+        beam_options=FLAGS.beam_pipeline_options,
+    )
     print(_summary(manifest))
 
 
 def prepare(
-    inputs: Sequence[str], tokenizer_dir: str, out: str, options: Options, *, overwrite: bool
+    inputs: Sequence[str],
+    tokenizer_dir: str,
+    out: str,
+    options: Options,
+    *,
+    overwrite: bool,
+    num_processes: int | None = None,
+    beam_options: str | None = None,
 ) -> dict:
     """Writes the dataset folder `out` and returns its manifest.
 
+    Killed, it goes on where it stopped when it is called again with the same arguments; the number
+    of processes may be another.
+
+    Args:
+      num_processes: on this machine; None: one for each core if there is much to do.
+      beam_options: "NAME=VALUE,.." of the Apache Beam pipeline to run instead.
+
     Raises:
-      UserError: a missing or faulty input, a language with fewer than two documents, or `out`
-        holds something and may not be replaced.
+      UserError: a missing or faulty input, a source with fewer than two documents, `out` holds
+        something and may not be replaced, or its beginnings are of another command.
     """
     target = pathlib.Path(out)
     _check_target(target, overwrite)
     tokenizer = Tokenizer.load(tokenizer_dir)
-    counts = Counts()
-    documents = read_documents(inputs, options.on_error, counts)
-
-    with written_whole(target) as partial:
-        corpora = _encode(documents, tokenizer, options.language, partial)
-        if not corpora:
-            raise UserError(f"no document in {', '.join(inputs)}")
-        written = {
-            name: _write_source(partial, corpus, tokenizer, options)
-            for name, corpus in sorted(corpora.items())
-        }
-        _copy_tokenizer(tokenizer, partial / sources.TOKENIZER_DIR)
-        manifest = {
-            "tokenizer": tokenizer.fingerprint,
-            "vocab_size": tokenizer.vocab_size,
-            "sources": written,
-            "inputs": [{"path": path, "bytes": os.path.getsize(path)} for path in inputs],
-            "read": dataclasses.asdict(counts),
-            "options": dataclasses.asdict(options),
-        }
-        (partial / MANIFEST_FILE).write_text(json.dumps(manifest, indent=2) + "\n")
+    inputs = expand_inputs(inputs)
+    for path in inputs:
+        check_readable(path)
+    sizes = {path: input_bytes(path) for path in inputs}
+    plan = make_plan(sizes, tokenizer, options)
+    grid = Grid(options.validation_share, plan["num_shards"])
+    encoder = Encoder(tokenizer, options)
+    try:
+        with Work(target, plan, overwrite) as work:
+            manifest = work.finished_manifest()
+            if manifest is None:
+                if beam_options is None:
+                    made = local.make_shards(
+                        inputs,
+                        *local.with_threads_or_processes(encoder, sizes, num_processes),
+                        grid,
+                        work,
+                    )
+                else:
+                    made = beam.make_shards(inputs, encoder, grid, work, beam_options)
+                manifest = complete_dataset(work.dataset, *made, plan, tokenizer, options)
+            work.finish()
+    except OSError as error:
+        raise UserError(f"{target} cannot be written: {error}") from error
     return manifest
 
 
@@ -154,6 +184,8 @@ def show_rows(which: str, workdir: pathlib.Path) -> None:
     first, _, end = which.partition(":")
     if not (first.isdecimal() and end.isdecimal() and int(first) < int(end)):
         raise UserError(f"--show_rows must be FIRST:END with FIRST < END, got {which!r}")
+    from glm_jax.data.show import show_row
+
     rows, config, tokenizer = _training_rows(workdir)
     terminal = console.Console(soft_wrap=True, highlight=False)
     for index in range(int(first), int(end)):
@@ -166,157 +198,25 @@ def check_run(count: int, workdir: pathlib.Path) -> None:
     Raises:
       UserError: the first fault (see `check_rows`), or no such run or data.
     """
+    from glm_jax.data.check_rows import check_rows
+
     rows, _, tokenizer = _training_rows(workdir)
     check_rows(rows, count, tokenizer.special)
     print(f"{count} rows hold their text whole, and no slot sees what it must not")
 
 
-def _training_rows(workdir: pathlib.Path) -> tuple[Rows, Config, Tokenizer]:
+def _training_rows(workdir: pathlib.Path) -> tuple["Rows", "Config", Tokenizer]:
+    # Every worker process imports this module; JAX and Orbax would take it seconds.
+    from glm_jax.data.dataset import open_dataset
+    from glm_jax.training.run_folder import load_config
+    from glm_jax.training.trained_params import trained_data
+
     config = load_config(workdir)
     tokenizer = Tokenizer.load(workdir / "tokenizer")
     dataset = open_dataset(config, tokenizer)
     if trained_data(workdir) not in (None, dataset.fingerprint):
         raise UserError(f"{workdir} was trained on other data than {config.data.dir} holds now")
     return dataset.train, config, tokenizer
-
-
-class _Corpus:
-    """The documents of one language as `[CLS] tokens eos` in a scratch file, in input order.
-
-    Without the [CLS] in a family that has none.
-    """
-
-    def __init__(self, language: str, directory: pathlib.Path):
-        self.language = language
-        self.path = directory / f"{language}.scratch"
-        self.tokens = array("q")  # by document, as are the two below
-        self.characters = array("q")
-        self.bytes = array("q")
-        self._file = self.path.open("wb")
-
-    def append(self, text: str, tokens: np.ndarray) -> None:
-        self._file.write(tokens.astype(np.int32).tobytes())
-        self.tokens.append(len(tokens))
-        self.characters.append(len(text))
-        self.bytes.append(len(text.encode()))
-
-    def close(self) -> None:
-        self._file.close()
-
-    def count(self, documents: np.ndarray) -> dict[str, int]:
-        """Sums over the given document numbers, for the metadata of a split."""
-        sums = {
-            name: int(np.array(getattr(self, name))[documents].sum())
-            for name in ("tokens", "characters", "bytes")
-        }
-        return {"documents": len(documents), **sums}
-
-    def blocks(self, documents: np.ndarray) -> Iterator[np.ndarray]:
-        """The given documents, joined and cut into blocks of `sources.BLOCK_TOKENS`."""
-        stream = np.memmap(self.path, np.int32, "r")
-        ends = np.cumsum(self.tokens)
-        pending, size = [], 0
-        for document in documents:
-            pending.append(stream[ends[document] - self.tokens[document] : ends[document]])
-            size += len(pending[-1])
-            if size >= _BATCH_BLOCKS * sources.BLOCK_TOKENS:
-                joined = np.concatenate(pending)
-                full = size - size % sources.BLOCK_TOKENS
-                yield from joined[:full].reshape(-1, sources.BLOCK_TOKENS)
-                pending, size = [joined[full:]], size - full
-        rest = np.concatenate(pending)
-        for start in range(0, len(rest), sources.BLOCK_TOKENS):
-            yield rest[start : start + sources.BLOCK_TOKENS]
-
-
-def _encode(
-    documents: Iterator[Document], tokenizer: Tokenizer, language: str, directory: pathlib.Path
-) -> dict[str, _Corpus]:
-    corpora: dict[str, _Corpus] = {}
-    special = tokenizer.special
-    with _progress() as bar:
-        task = bar.add_task("documents encoded", total=None)
-        for batch in _batches(documents):
-            encoded = tokenizer.encode_batch([d.text for d in batch], num_threads=os.cpu_count())
-            for document, ids in zip(batch, encoded, strict=True):
-                name = document.language if language == "auto" else language
-                if name not in corpora:
-                    corpora[name] = _Corpus(name, directory)
-                tokens = np.concatenate((special.start, ids, [special.eos])).astype(np.int32)
-                corpora[name].append(document.text, tokens)
-            bar.advance(task, len(batch))
-    for corpus in corpora.values():
-        corpus.close()
-    return corpora
-
-
-def _batches(documents: Iterator[Document]) -> Iterator[list[Document]]:
-    batch, characters = [], 0
-    for document in documents:
-        batch.append(document)
-        characters += len(document.text)
-        if characters >= _BATCH_CHARACTERS:
-            yield batch
-            batch, characters = [], 0
-    if batch:
-        yield batch
-
-
-def _write_source(
-    directory: pathlib.Path, corpus: _Corpus, tokenizer: Tokenizer, options: Options
-) -> dict:
-    """Writes one dataset in shuffled document order; returns its metadata."""
-    chosen = _split(corpus, options)
-    metadata = {
-        "source": corpus.language,
-        "language": corpus.language,
-        "tokenizer": tokenizer.fingerprint,
-        "vocab_size": tokenizer.vocab_size,
-        "splits": {split: corpus.count(documents) for split, documents in chosen.items()},
-    }
-    total = sum(-(-s["tokens"] // sources.BLOCK_TOKENS) for s in metadata["splits"].values())
-    with _progress() as bar:
-        task = bar.add_task(f"blocks of {corpus.language} written", total=total)
-
-        def counted(documents: np.ndarray) -> Iterator[np.ndarray]:
-            for block in corpus.blocks(documents):
-                yield block
-                bar.advance(task)
-
-        splits = {split: counted(documents) for split, documents in chosen.items()}
-        sources.write_source(str(directory), corpus.language, metadata, splits)
-    corpus.path.unlink()
-    return metadata
-
-
-def _split(corpus: _Corpus, options: Options) -> dict[str, np.ndarray]:
-    """Document numbers of each split, shuffled by (seed, language)."""
-    count = len(corpus.tokens)
-    if count < 2:
-        raise UserError(
-            f"language {corpus.language} has {count} document; train and validation need one each "
-            "(--language puts all documents into one)"
-        )
-    rng = np.random.default_rng([options.seed, *corpus.language.encode()])
-    order = rng.permutation(count)
-    validation = min(max(1, round(options.validation_share * count)), count - 1)
-    return {"train": order[validation:], "validation": order[:validation]}
-
-
-def _progress() -> progress.Progress:
-    return progress.Progress(
-        progress.TextColumn("{task.description}"),
-        progress.BarColumn(),
-        progress.MofNCompleteColumn(),
-        progress.TimeElapsedColumn(),
-        console=console.Console(stderr=True),
-    )
-
-
-def _copy_tokenizer(tokenizer: Tokenizer, directory: pathlib.Path) -> None:
-    directory.mkdir()
-    for name in tokenizer.files:
-        shutil.copyfile(tokenizer.dir / name, directory / name)
 
 
 def _check_target(target: pathlib.Path, overwrite: bool) -> None:
@@ -335,8 +235,10 @@ def _check_target(target: pathlib.Path, overwrite: bool) -> None:
 def _summary(manifest: dict) -> str:
     read = manifest["read"]
     lines = [f"{'source':8} {'split':12} {'documents':>10} {'tokens':>12} {'characters':>12}"]
-    for name, split in itertools.product(manifest["sources"], sources.SPLITS):
+    copies = 0
+    for name, split in itertools.product(manifest["sources"], SPLITS):
         counts = manifest["sources"][name]["splits"][split]
+        copies += counts["copies"]
         lines.append(
             f"{name:8} {split:12} {counts['documents']:10,} {counts['tokens']:12,} "
             f"{counts['characters']:12,}"
@@ -345,6 +247,9 @@ def _summary(manifest: dict) -> str:
         f"left out: {read['empty']} empty, {read['faulty']} faulty; lone surrogates replaced in "
         f"{read['replaced']} documents"
     )
+    if copies:
+        fate = "left out" if manifest["options"]["dedup"] else "kept; --dedup leaves them out"
+        lines.append(f"copies of other documents: {copies:,}, {fate}")
     if read["first_fault"]:
         lines.append(f"first fault: {read['first_fault']}")
     return "\n".join(lines)

@@ -25,6 +25,7 @@ import pytest
 
 from glm_jax import config, prepare, tokenizer
 from glm_jax.almanac import generate
+from glm_jax.preparation.options import Options
 
 # More than one virtual device on few cores can deadlock with asynchronous dispatch.
 jax.config.update("jax_cpu_enable_async_dispatch", False)
@@ -64,7 +65,7 @@ def data_dir(corpus, tmp_path_factory) -> Path:
         [str(corpus)],
         str(folder / "tokenizer"),
         str(folder / "data"),
-        prepare.Options(),
+        Options(),
         overwrite=False,
     )
     return folder / "data"

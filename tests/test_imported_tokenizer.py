@@ -19,6 +19,7 @@ from glm_jax.data.dataset import open_dataset
 from glm_jax.errors import UserError
 from glm_jax.model.decoding import encode_context
 from glm_jax.objective.spans import sentence_ends
+from glm_jax.preparation.options import Options
 from glm_jax.tasks.continuation import continuation
 from glm_jax.tokenizer import INFO_FILE, Tokenizer, families
 from glm_jax.tokenizer.build_json import GLM4_PATTERN
@@ -329,9 +330,7 @@ def test_convert_prepare_and_rows(name, tmp_path, corpus):
     finished = run_command("tokenizers/convert.py", f"--from={hub}", f"--out={folder}")
     assert finished.returncode == 0, finished.stderr
     assert f"family {name}" in finished.stdout
-    prepare.prepare(
-        [str(corpus)], str(folder), str(tmp_path / "data"), prepare.Options(), overwrite=False
-    )
+    prepare.prepare([str(corpus)], str(folder), str(tmp_path / "data"), Options(), overwrite=False)
 
     tokenizer = Tokenizer.load(tmp_path / "data" / "tokenizer")
     config = from_dict(

@@ -23,6 +23,7 @@ ALLOWED = {
     "cli": BASE,
     "objective": TEXT,
     "data": TEXT | {"objective"},
+    "preparation": TEXT | {"folders", "data"},
     "parallel": BASE,
     "ops": BASE | {"parallel"},
     "model": BASE | {"tokenizer", "parallel", "ops"},
@@ -34,7 +35,15 @@ ALLOWED = {
     "almanac": BASE | {"cli", "folders", "language"},
 }
 VERBS = {"prepare", "train", "evaluate", "fill", "export", "report"}
-NO_JAX = {"objective", "config", "config_checks", "tokenizer", "documents", "language"}
+NO_JAX = {
+    "preparation",
+    "objective",
+    "config",
+    "config_checks",
+    "tokenizer",
+    "documents",
+    "language",
+}
 NO_JAX |= {"errors", "batch", "stages"}
 LIGHT = {"config", "config_checks", "objective", "ops", "model", "batch", "tokenizer", "parallel"}
 HEAVY = {"tensorflow_datasets", "grain", "orbax", "ml_collections", "tensorflow"}

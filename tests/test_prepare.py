@@ -11,7 +11,8 @@ import pytest
 from glm_jax import prepare, tokenizer
 from glm_jax.data.sources import TokenStream
 from glm_jax.errors import UserError
-from glm_jax.prepare import Options
+from glm_jax.preparation import local, shard_writer
+from glm_jax.preparation.options import Options
 
 ENGLISH = [f"Line {i}: the quick brown fox jumps over the lazy dog.\nAgain!" for i in range(40)]
 CHINESE = [f"第{i}行：敏捷的棕色狐狸跳过了懒狗。" for i in range(60)]
@@ -62,7 +63,7 @@ def test_every_document_is_in_one_split(inputs, tokenizer_dir, tmp_path):
     for name, texts in (("en", ENGLISH), ("zh", CHINESE)):
         train = documents(out, name, "train", tokenizer_dir)
         validation = documents(out, name, "validation", tokenizer_dir)
-        assert len(validation) == len(texts) / 10
+        assert 0 < len(validation) < len(texts) / 3
         assert sorted(train + validation) == sorted(texts)
         assert train != sorted(train, key=texts.index), "documents are shuffled"
         counts = manifest["sources"][name]["splits"]["train"]
@@ -87,19 +88,21 @@ def test_language_may_be_given(inputs, tokenizer_dir, tmp_path):
     assert list(manifest["sources"]) == ["zh"]
 
 
-def test_a_stream_longer_than_a_batch_of_blocks(tokenizer_dir, tmp_path, monkeypatch):
-    monkeypatch.setattr(prepare, "_BATCH_BLOCKS", 1)
-    monkeypatch.setattr(prepare, "_BATCH_CHARACTERS", 10_000)
+def test_chunks_and_shards(tokenizer_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr(local, "CHUNK_BYTES", 10_000)
     texts = [f"{i} " + "the lazy dog " * i for i in range(120)]
     texts[7] = "fox" * 350_000  # a line of a megabyte
     (tmp_path / "long.txt").write_text("\n".join(texts))
-    run([str(tmp_path / "long.txt")], tokenizer_dir, tmp_path / "out")
+    manifest = run([str(tmp_path / "long.txt")], tokenizer_dir, tmp_path / "out", num_shards=7)
+    assert manifest["sources"]["en"]["splits"]["train"]["shards"] == 7
     found = [
         document
         for split in ("train", "validation")
         for document in documents(tmp_path / "out", "en", split, tokenizer_dir)
     ]
     assert sorted(found) == sorted(texts)
+    stream = TokenStream(str(tmp_path / "out" / "en"), "en", "train")
+    assert stream.document_at(stream.length - 1) == stream.documents - 1
 
 
 def test_faulty_lines(inputs, tokenizer_dir, tmp_path):
@@ -118,7 +121,7 @@ def test_faulty_lines(inputs, tokenizer_dir, tmp_path):
     with pytest.raises(UserError, match=r"faulty.jsonl:4: not JSON"):
         run([str(path)], tokenizer_dir, tmp_path / "out")
     assert not (tmp_path / "out").exists()
-    assert not (tmp_path / ".out.incomplete").exists()
+    assert not (tmp_path / "out.partial").exists()
     manifest = run([str(path)], tokenizer_dir, tmp_path / "out", on_error="skip")
     counts = manifest["read"]
     assert (counts["documents"], counts["empty"], counts["faulty"]) == (3, 2, 3)
@@ -130,10 +133,10 @@ def test_inputs_without_use(tokenizer_dir, tmp_path):
     with pytest.raises(UserError, match=r"absent.jsonl: no such file"):
         run([str(tmp_path / "absent.jsonl")], tokenizer_dir, tmp_path / "out")
     (tmp_path / "empty.txt").write_text("\n\n")
-    with pytest.raises(UserError, match=r"no document in .*empty.txt"):
+    with pytest.raises(UserError, match="no document in the inputs"):
         run([str(tmp_path / "empty.txt")], tokenizer_dir, tmp_path / "out")
     (tmp_path / "one.txt").write_text("one document")
-    with pytest.raises(UserError, match="language en has 1 document; train and validation need"):
+    with pytest.raises(UserError, match="source en has 1 document; train and validation need"):
         run([str(tmp_path / "one.txt")], tokenizer_dir, tmp_path / "out")
 
 
@@ -158,15 +161,18 @@ def test_overwrite_spares_what_is_no_dataset(inputs, tokenizer_dir, tmp_path):
 def test_a_failure_keeps_the_earlier_dataset(inputs, tokenizer_dir, tmp_path, monkeypatch):
     out = tmp_path / "out"
     run(inputs, tokenizer_dir, out)
-    (tmp_path / ".out.incomplete").mkdir()  # as a killed run leaves it
 
     def full_disk(*_):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(prepare.sources, "write_source", full_disk)
-    with pytest.raises(UserError, match="out cannot be written: .*No space left on device"):
-        run(inputs, tokenizer_dir, out, overwrite=True)
-    assert len(documents(out, "en", "train", tokenizer_dir)) == 39
+    with monkeypatch.context() as context:
+        context.setattr(shard_writer, "write_shard", full_disk)
+        with pytest.raises(UserError, match="out cannot be written: .*No space left on device"):
+            run(inputs, tokenizer_dir, out, seed=1, overwrite=True)
+    before = read(out, "en", "train").tolist()
+    manifest = run(inputs, tokenizer_dir, out, seed=1, overwrite=True)
+    assert manifest["options"]["seed"] == 1
+    assert read(out, "en", "train").tolist() != before
     assert [path for path in tmp_path.iterdir() if "out" in path.name] == [out]
 
 
@@ -181,7 +187,7 @@ def test_command(inputs, tokenizer_dir, tmp_path):
 
     done = call(tmp_path / "out")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[1].split()[:3] == ["en", "train", "39"]
+    assert done.stdout.splitlines()[1].split()[:2] == ["en", "train"]
     failed = call(tmp_path / "out")
     assert failed.returncode == 2
     assert failed.stderr == (

@@ -12,7 +12,8 @@ from glm_jax.batch import Batch
 from glm_jax.config import Config, SourceConfig
 from glm_jax.data.pipeline import BatchPlan, batches
 from glm_jax.data.rows import Rows
-from glm_jax.data.sources import SPLITS, TOKENIZER_DIR, open_sources, sources_in
+from glm_jax.data.shards import SPLITS, TOKENIZER_DIR
+from glm_jax.data.sources import open_sources, sources_in
 from glm_jax.errors import UserError
 from glm_jax.objective.spans import sentence_ends
 from glm_jax.stages import check_stages
@@ -69,7 +70,12 @@ def open_dataset(config: Config, tokenizer: Tokenizer) -> Dataset:
         rows["validation"],
         languages={name: stream.language for name, stream in streams["train"].items()},
         fingerprint={
-            f"{name}/{split}": [stream.length, stream.documents, stream.fingerprint]
+            f"{name}/{split}": [
+                stream.length,
+                stream.documents,
+                stream.fingerprint,
+                stream.digest,
+            ]
             for split in SPLITS
             for name, stream in streams[split].items()
         },

@@ -16,7 +16,8 @@ import numpy as np
 from glm_jax.batch import Batch
 from glm_jax.config import Config
 from glm_jax.data.mixture import Kind, Mixture, packs_documents
-from glm_jax.data.sources import SPLITS, TokenStream
+from glm_jax.data.shards import SPLITS
+from glm_jax.data.sources import TokenStream
 from glm_jax.objective.samples import SampleBuilder
 from glm_jax.stages import BatchGrid
 from glm_jax.tokenizer import SpecialTokens

@@ -1,75 +1,18 @@
-"""Token datasets on disk: one TFDS array_record dataset per source, read without TensorFlow.
+"""Token datasets read at random: one TFDS array_record dataset per source, without TensorFlow."""
 
-A split of a source is one stream of tokens, `[CLS] document eos [CLS] document eos ..`, cut into
-records of BLOCK_TOKENS tokens (the last one is shorter). So the record and the place of any token
-are arithmetic, and a window touches one or two records.
-"""
-
-import contextlib
-import io
-import pathlib
-import tempfile
-from collections.abc import Iterable, Mapping
+import hashlib
+import itertools
+from bisect import bisect_right
 
 import numpy as np
 import tensorflow_datasets as tfds
-from array_record.python import array_record_module
+from etils import epath
 
 from glm_jax.config import DataConfig
+from glm_jax.data.shards import BLOCK_TOKENS, VERSION
+from glm_jax.data.verify import check_shards
 from glm_jax.errors import UserError
 from glm_jax.tokenizer import Tokenizer
-
-SPLITS = ("train", "validation")
-VERSION = "1.0.0"
-BLOCK_TOKENS = 4096
-TOKENIZER_DIR = "tokenizer"
-
-
-class _TokenBlocks(tfds.core.GeneratorBasedBuilder):
-    """The TFDS builder of one source; `tfds.builder_from_directory` reads what it wrote."""
-
-    VERSION = tfds.core.Version(VERSION)
-    code_path = None  # TFDS would search it for checksums of downloads; there are none
-
-    def __init__(self, *, name: str, data_dir: str, metadata: dict, splits: Mapping):
-        self.name = name
-        self._metadata = metadata
-        self._splits = splits
-        super().__init__(data_dir=data_dir, file_format="array_record")
-
-    def _info(self) -> tfds.core.DatasetInfo:
-        tokens = tfds.features.Tensor(shape=(None,), dtype=np.int32)
-        return tfds.core.DatasetInfo(
-            builder=self,
-            features=tfds.features.FeaturesDict({"tokens": tokens}),
-            metadata=tfds.core.MetadataDict(self._metadata),
-            disable_shuffling=True,
-        )
-
-    def _split_generators(self, download_manager):
-        del download_manager  # nothing is downloaded
-        return {name: self._generate_examples(blocks) for name, blocks in self._splits.items()}
-
-    def _generate_examples(self, blocks: Iterable[np.ndarray]):
-        for index, block in enumerate(blocks):
-            yield index, {"tokens": block}
-
-
-def write_source(
-    directory: str, name: str, metadata: dict, splits: Mapping[str, Iterable[np.ndarray]]
-) -> None:
-    """Writes `directory/name/VERSION` from the token blocks (int32) of each split.
-
-    Args:
-      metadata: JSON values; `TokenStream` needs language, tokenizer (its fingerprint), vocab_size
-        and, by split, splits.documents and splits.tokens.
-      splits: every block holds BLOCK_TOKENS tokens, except the last of a split.
-    """
-    tfds.disable_progress_bar()
-    builder = _TokenBlocks(name=name, data_dir=directory, metadata=metadata, splits=splits)
-    # TFDS announces a download and makes a folder for it; there is nothing to download.
-    with tempfile.TemporaryDirectory() as downloads, contextlib.redirect_stdout(io.StringIO()):
-        builder.download_and_prepare(download_dir=downloads)
 
 
 class TokenStream:
@@ -78,38 +21,50 @@ class TokenStream:
     Attributes:
       name: of the source.
       language: of its documents.
+      instructions: whether they are `[CLS] prompt [MASK] answer eos`, not plain text.
       length: tokens in the stream.
       documents: documents in the stream.
       fingerprint: of the tokenizer that made it.
+      vocab_size: of that tokenizer.
+      digest: SHA-256 over those of the shards, hexadecimal; equal for equal streams.
     """
 
-    def __init__(self, directory: str, name: str, split: str):
-        """Opens and checks `directory/VERSION`.
+    def __init__(self, directory: str, name: str, split: str, verify: str = "sha256"):
+        """Opens and checks `directory/VERSION`, here or in a bucket.
+
+        Args:
+          verify: how shards are compared with the metadata; one of `verify.LEVELS`.
 
         Raises:
-          UserError: no finished dataset there, or a shard that is missing, damaged at its end, or
-            has another number of records than the dataset says.
+          UserError: no finished dataset there, or a shard that is missing or not the one that was
+            written; see `check_shards`.
         """
-        self._directory = pathlib.Path(directory) / VERSION
+        self._directory = epath.Path(directory) / VERSION
         self._split = split
         try:
-            builder = tfds.builder_from_directory(str(self._directory))
+            builder = tfds.builder_from_directory(self._directory)
             metadata = builder.info.metadata
-            counts = metadata["splits"][split]
+            shards = metadata["splits"][split]["shards"]
             self.name = name
             self.language = metadata["language"]
+            self.instructions = metadata["instructions"]
             self.fingerprint = metadata["tokenizer"]
             self.vocab_size = metadata["vocab_size"]
-            self.instructions = metadata.get("instructions", False)
-            self.length = counts["tokens"]
-            self.documents = counts["documents"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            self._eos = metadata["eos"]
+            self._token_ends = _running_sums(shards, "tokens")
+            self._record_ends = _running_sums(shards, "records")
+            self._document_ends = _running_sums(shards, "documents")
+            self.length = self._token_ends[-1]
+            self.documents = self._document_ends[-1]
+            self.digest = digest(shards)
+        except (ImportError, IndexError, KeyError, OSError, TypeError, ValueError) as error:
             raise UserError(
                 f"{self._directory}: not a token dataset with a split {split!r} "
                 f"({type(error).__name__}: {error}); python -m glm_jax.prepare writes one"
             ) from error
-        _check_shards(builder.info.splits[split], -(-self.length // BLOCK_TOKENS))
-        self._blocks = builder.as_data_source(split)
+        _check_agreement(self._directory, builder.info.splits[split].shard_lengths, shards)
+        check_shards(self._directory, shards, verify)
+        self._records = builder.as_data_source(split)
 
     def read(self, offset: int, count: int) -> np.ndarray:
         """Reads `count` tokens from `offset` on: int32 [count]. The stream starts over at its end.
@@ -119,45 +74,68 @@ class TokenStream:
         """
         parts = []
         while count > 0:
-            block, start = divmod(offset % self.length, BLOCK_TOKENS)
-            part = self._read_block(block)[start : start + count]
+            record, start, size = self._place(offset % self.length)
+            part = self._read_record(record, size)["tokens"][start : start + count]
             parts.append(part)
             offset += len(part)
             count -= len(part)
-        return np.concatenate(parts)
+        return np.concatenate(parts, dtype=np.int32)
 
-    def _read_block(self, index: int) -> np.ndarray:
-        where = f"{self._directory}: block {index} of {self._split}"
+    def document_at(self, offset: int) -> int:
+        """Number in the split, from 0, of the document of the token at `offset`; reads one record.
+
+        Raises:
+          UserError: see `read`.
+        """
+        offset %= self.length
+        record, start, size = self._place(offset)
+        shard = bisect_right(self._token_ends, offset)
+        before = self._document_ends[shard - 1] if shard else 0
+        fields = self._read_record(record, size)
+        ended = np.count_nonzero(fields["tokens"][:start] == self._eos)
+        return before + int(fields["document"]) + ended
+
+    def _place(self, offset: int) -> tuple[int, int, int]:
+        """Of the token at `offset` the record, the place in it, and the size of the record."""
+        shard = bisect_right(self._token_ends, offset)
+        begin = self._token_ends[shard - 1] if shard else 0
+        first_record = self._record_ends[shard - 1] if shard else 0
+        record, start = divmod(offset - begin, BLOCK_TOKENS)
+        size = min(BLOCK_TOKENS, self._token_ends[shard] - begin - record * BLOCK_TOKENS)
+        return first_record + record, start, size
+
+    def _read_record(self, index: int, expected: int) -> dict:
+        where = f"{self._directory}: record {index} of {self._split}"
         try:
-            tokens = self._blocks[index]["tokens"]
+            fields = self._records[index]
         except RuntimeError as error:
             raise UserError(f"{where} cannot be read: {error}") from error
-        expected = min(BLOCK_TOKENS, self.length - index * BLOCK_TOKENS)
+        tokens = fields["tokens"]
         if len(tokens) != expected:
             raise UserError(f"{where} holds {len(tokens)} tokens, expected {expected}")
-        largest = int(tokens.view(np.uint32).max())  # a negative id counts as a huge one
-        if largest >= self.vocab_size:
+        unsigned = tokens.view(f"u{tokens.itemsize}")  # a negative id counts as a huge one
+        if (largest := int(unsigned.max())) >= self.vocab_size:
             raise UserError(f"{where} holds token id {largest}, the vocabulary {self.vocab_size}")
-        return tokens
+        return fields
 
 
-def _check_shards(split, expected_records: int) -> None:
-    found = 0
-    for path, expected in zip(split.filepaths, split.shard_lengths, strict=True):
-        if not path.exists():
-            raise UserError(f"{path}: this shard of the dataset is missing")
-        try:
-            records = array_record_module.ArrayRecordReader(str(path)).num_records()
-        except RuntimeError as error:
-            raise UserError(f"{path}: this shard is damaged: {error}") from error
-        if records != expected:
-            raise UserError(f"{path}: holds {records} records, dataset_info.json says {expected}")
-        found += records
-    if found != expected_records:
-        raise UserError(
-            f"{split.filepaths[0].parent}: split {split.name} holds {found} records, "
-            f"metadata.json says {expected_records}"
-        )
+def digest(shards: list[dict]) -> str:
+    """SHA-256 over those of the shards, hexadecimal; see `shards.write_shard`."""
+    return hashlib.sha256("".join(shard["sha256"] for shard in shards).encode()).hexdigest()
+
+
+def _running_sums(shards: list[dict], count: str) -> list[int]:
+    return list(itertools.accumulate(shard[count] for shard in shards))
+
+
+def _check_agreement(folder: epath.Path, shard_lengths: list[int], shards: list[dict]) -> None:
+    for length, shard in itertools.zip_longest(shard_lengths, shards):
+        records = -(-shard["tokens"] // BLOCK_TOKENS) if shard else None
+        if not shard or not length == records == shard["records"]:
+            raise UserError(
+                f"{folder}: dataset_info.json says {length} records in a shard of which "
+                f"metadata.json says {shard}"
+            )
 
 
 def open_sources(data: DataConfig, tokenizer: Tokenizer, split: str) -> dict[str, TokenStream]:
@@ -169,13 +147,13 @@ def open_sources(data: DataConfig, tokenizer: Tokenizer, split: str) -> dict[str
     """
     streams = {}
     for name in sorted(data.sources):
-        directory = data.sources[name].dir or str(pathlib.Path(data.dir) / name)
-        if not pathlib.Path(directory).is_dir():
+        directory = data.sources[name].dir or str(epath.Path(data.dir) / name)
+        if not epath.Path(directory).is_dir():
             raise UserError(
                 f"config.data.sources.{name}: {directory} is not a directory; "
                 f"{data.dir} holds {', '.join(sources_in(data.dir)) or 'no source'}"
             )
-        streams[name] = TokenStream(directory, name, split)
+        streams[name] = TokenStream(directory, name, split, data.verify)
         if streams[name].fingerprint != tokenizer.fingerprint:
             raise UserError(
                 f"config.data.sources.{name}: {directory} was made with tokenizer "
@@ -186,4 +164,4 @@ def open_sources(data: DataConfig, tokenizer: Tokenizer, split: str) -> dict[str
 
 def sources_in(directory: str) -> list[str]:
     """Names of the sources that a folder of `prepare` holds, sorted."""
-    return sorted(path.parent.name for path in pathlib.Path(directory).glob(f"*/{VERSION}"))
+    return sorted(path.parent.name for path in epath.Path(directory).glob(f"*/{VERSION}"))

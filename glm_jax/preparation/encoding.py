@@ -1,0 +1,83 @@
+"""From a chunk of an input to encoded documents: the work of every worker."""
+
+import dataclasses
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from glm_jax.data.shards import token_dtype
+from glm_jax.documents import Chunk, Counts, Document, documents_of
+from glm_jax.preparation.encoded import TABLE, Encoded, by_key, key
+from glm_jax.preparation.options import Options
+from glm_jax.tokenizer import Tokenizer
+
+
+class EncodedChunk(NamedTuple):
+    """The documents of a chunk by language, and what was met in reading it."""
+
+    by_language: dict[str, Encoded]
+    counts: Counts
+    contaminated: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoder:
+    """Encodes chunks as the options say. Picklable."""
+
+    tokenizer: Tokenizer
+    options: Options
+    num_threads: int = 1
+
+    def __call__(self, chunk: Chunk) -> EncodedChunk:
+        """The encoded documents of a chunk, in the order of their keys.
+
+        Raises:
+          UserError: see `documents_of`.
+        """
+        counts = Counts()
+        documents = list(documents_of(chunk, self.options.on_error, counts))
+        by_language = {}
+        for language, group in self._by_language(documents).items():
+            by_language[language] = self._encode(group)
+        return EncodedChunk(by_language, counts, 0)
+
+    def _by_language(self, documents: Iterable[Document]) -> dict[str, list[Document]]:
+        groups: dict[str, list[Document]] = {}
+        for document in documents:
+            name = document.language if self.options.language == "auto" else self.options.language
+            groups.setdefault(name, []).append(document)
+        return groups
+
+    def _encode(self, documents: list[Document]) -> Encoded:
+        contents = list(map(_utf8, documents))
+        table = np.zeros(len(documents), TABLE)
+        keys = b"".join(key(self.options.seed, *content) for content in contents)
+        pairs = np.frombuffer(keys, ">u8").reshape(-1, 2)
+        table["place"], table["rest"] = pairs.T
+        table["characters"] = [len(d.text) + len(d.answer or "") for d in documents]
+        table["bytes"] = [len(text) + len(answer or b"") for text, answer in contents]
+        table["has_answer"] = [answer is not None for _, answer in contents]
+        order = by_key(table)
+        tokens = list(self._tokens([documents[i] for i in order]))
+        table = table[order]
+        table["tokens"] = list(map(len, tokens))
+        dtype = token_dtype(self.tokenizer.vocab_size)
+        return Encoded(table, np.concatenate(tokens).astype(dtype))
+
+    def _tokens(self, documents: list[Document]) -> Iterator[np.ndarray]:
+        texts = [d.text for d in documents]
+        answers = [d.answer for d in documents if d.answer is not None]
+        ids = self.tokenizer.encode_batch(texts + answers, self.num_threads)
+        answer_ids = iter(ids[len(texts) :])
+        special = self.tokenizer.special
+        for document, text_ids in zip(documents, ids[: len(texts)], strict=True):
+            parts = [special.start, text_ids]
+            if document.answer is not None:
+                parts += [(special.mask,), next(answer_ids)]
+            yield np.concatenate([*parts, (special.eos,)], dtype=np.int32, casting="unsafe")
+
+
+def _utf8(document: Document) -> tuple[bytes, bytes | None]:
+    answer = document.answer
+    return document.text.encode(), None if answer is None else answer.encode()

@@ -1,0 +1,108 @@
+"""What a dataset says about itself: the plan before it is made, the manifest when it is whole."""
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping, Sequence
+
+from etils import epath
+
+from glm_jax.data.shards import SPLITS, TOKENIZER_DIR, VERSION, split_metadata, write_metadata
+from glm_jax.data.sources import digest
+from glm_jax.preparation.options import Options
+from glm_jax.preparation.planning import Shard, choose_num_shards
+from glm_jax.preparation.reading import CHUNK_BYTES, Reading
+from glm_jax.preparation.work import MANIFEST_FILE
+from glm_jax.tokenizer import Tokenizer
+
+_TEXTS = ("characters", "bytes", "copies")
+
+
+def make_plan(input_bytes: Mapping[str, int], tokenizer: Tokenizer, options: Options) -> dict:
+    """What decides the bytes of a dataset, as JSON.
+
+    Not `on_error`: what was finished while faults stop the program had none.
+    """
+    decisive = dataclasses.asdict(options)
+    del decisive["on_error"]
+    return {
+        "version": VERSION,
+        "inputs": dict(input_bytes),
+        "options": decisive,
+        "num_shards": options.num_shards or choose_num_shards(input_bytes),
+        "chunk_bytes": CHUNK_BYTES,
+        "tokenizer": tokenizer.fingerprint,
+    }
+
+
+def complete_dataset(
+    folder: str | os.PathLike,
+    reading: Reading,
+    shards: Sequence[tuple[Shard, dict]],
+    plan: dict,
+    tokenizer: Tokenizer,
+    options: Options,
+) -> dict:
+    """Writes all of a dataset but its shards; returns its manifest, which is written last."""
+    folder = epath.Path(folder)
+    sources = {}
+    for name in sorted({shard.source for shard, _ in shards}):
+        metadata = _source_metadata(
+            name, [(shard, counts) for shard, counts in shards if shard.source == name], tokenizer
+        )
+        write_metadata(folder, name, metadata)
+        sources[name] = metadata | {
+            "splits": {split: _brief(values) for split, values in metadata["splits"].items()}
+        }
+    _copy_tokenizer(tokenizer, folder / TOKENIZER_DIR)
+    manifest = {
+        "tokenizer": tokenizer.fingerprint,
+        "vocab_size": tokenizer.vocab_size,
+        "sources": sources,
+        "inputs": [{"path": path, "bytes": size} for path, size in plan["inputs"].items()],
+        "read": dataclasses.asdict(reading.counts),
+        "options": dataclasses.asdict(options),
+        "num_shards": plan["num_shards"],
+    }
+    path = folder / MANIFEST_FILE
+    partial = path.with_name(f".{MANIFEST_FILE}")
+    partial.write_text(json.dumps(manifest, indent=2) + "\n")
+    partial.rename(path)
+    return manifest
+
+
+def _source_metadata(name: str, shards: Sequence[tuple[Shard, dict]], tokenizer: Tokenizer) -> dict:
+    first, _ = shards[0]
+    written = {
+        split: [counts for shard, counts in shards if shard.split == split] for split in SPLITS
+    }
+    return {
+        "source": name,
+        "language": first.language,
+        "instructions": first.instructions,
+        "tokenizer": tokenizer.fingerprint,
+        "vocab_size": tokenizer.vocab_size,
+        "eos": tokenizer.special.eos,
+        "splits": {
+            split: split_metadata(
+                name, split, [counts["shard"] for counts in written[split]], **_sums(written[split])
+            )
+            for split in SPLITS
+        },
+    }
+
+
+def _sums(written: Sequence[dict]) -> dict:
+    return {name: sum(counts["texts"][name] for counts in written) for name in _TEXTS}
+
+
+def _brief(split: dict) -> dict:
+    """The metadata of a split with a digest of its shards in the place of their list."""
+    shards = split["shards"]
+    return split | {"shards": len(shards), "digest": digest(shards)}
+
+
+def _copy_tokenizer(tokenizer: Tokenizer, directory: epath.Path) -> None:
+    directory.mkdir(exist_ok=True)
+    for name in tokenizer.files:
+        epath.Path(tokenizer.dir / name).copy(directory / name, overwrite=True)

@@ -1,0 +1,131 @@
+"""The folder beside `--out` in which a dataset grows until it is whole.
+
+  OUT.partial/plan.json          what is being made: inputs, options, tokenizer
+  OUT.partial/chunks/000012/     an encoded chunk of the inputs
+  OUT.partial/shards/            a report of every finished shard
+  OUT.partial/dataset/           the dataset; its manifest.json is written last
+
+A chunk, a shard and the dataset appear by a rename, so that a killed program finds on its next
+start what it had finished.
+"""
+
+import fcntl
+import json
+import os
+import pathlib
+import shutil
+
+from glm_jax.errors import UserError
+from glm_jax.folders import take_place
+
+MANIFEST_FILE = "manifest.json"
+
+_PLAN_FILE = "plan.json"
+_WORTH_KEEPING = 16  # chunks
+
+
+class Work:
+    """The work folder of a dataset, for one process at a time; a context manager."""
+
+    def __init__(self, target: pathlib.Path, plan: dict, overwrite: bool):
+        """Goes on with what an earlier process with the same plan left, or begins.
+
+        Args:
+          target: the folder that the dataset will be.
+          plan: JSON; see `manifest.plan`.
+          overwrite: discards what was begun with another plan.
+
+        Raises:
+          UserError: another plan, or another process is at work.
+        """
+        self._target = target.resolve()
+        self.folder = self._target.with_name(f"{self._target.name}.partial")
+        self.chunks = self.folder / "chunks"
+        self.shards = self.folder / "shards"
+        self.dataset = self.folder / "dataset"
+        self._begin(json.loads(json.dumps(plan)), overwrite)
+
+    def __enter__(self) -> "Work":
+        return self
+
+    def __exit__(self, *_) -> None:
+        """Keeps what took minutes: an error is often mended in the inputs, and the plan with it."""
+        os.close(self._lock)
+        if self.folder.exists() and len(finished(self.chunks)) < _WORTH_KEEPING:
+            shutil.rmtree(self.folder)
+
+    def finished_manifest(self) -> dict | None:
+        """The manifest of the dataset if it only has to take its place."""
+        path = self.dataset / MANIFEST_FILE
+        return json.loads(path.read_text()) if path.exists() else None
+
+    def finish(self) -> None:
+        """Puts the dataset in its place and removes the rest."""
+        take_place(self.dataset, self._target)
+        shutil.rmtree(self.folder)
+
+    def _begin(self, plan: dict, overwrite: bool) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = _locked(self.folder)
+        path = self.folder / _PLAN_FILE
+        before = json.loads(path.read_text()) if path.exists() else None
+        if before != plan:
+            if before is not None and not overwrite:
+                os.close(self._lock)
+                raise UserError(
+                    f"{self.folder} was begun with another {_difference(before, plan)}; the same "
+                    "command as then goes on, --overwrite discards it"
+                )
+            _clear(self.folder)
+            write_text(path, json.dumps(plan, indent=2))
+        for folder in (self.chunks, self.shards, self.dataset):
+            folder.mkdir(exist_ok=True)
+            for path in folder.glob(".*"):  # what a killed process was writing
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def finished(chunks: pathlib.Path) -> list[pathlib.Path]:
+    """The folders of the finished chunks, in the order of the inputs."""
+    return sorted(chunks.glob("[0-9]*"))
+
+
+def write_text(path: pathlib.Path, text: str) -> None:
+    """Writes a file that is whole or not there."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    with partial.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.rename(path)
+
+
+def _locked(folder: pathlib.Path) -> int:
+    lock = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(lock)
+        raise UserError(f"{folder} is being written by another process") from error
+    return lock
+
+
+def _clear(folder: pathlib.Path) -> None:
+    for path in folder.iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _difference(before: dict, plan: dict) -> str:
+    """The first value that differs, as text."""
+    before, plan = (_flat(values) for values in (before, plan))
+    name = next(name for name in {**plan, **before} if before.get(name) != plan.get(name))
+    return f"{name} ({before.get(name)}, now {plan.get(name)})"
+
+
+def _flat(values: dict) -> dict:
+    flat = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            flat |= {f"{name}.{key}": inner for key, inner in _flat(value).items()}
+        else:
+            flat[name] = value
+    return flat
