@@ -19,11 +19,13 @@ ALLOWED = {
     "config_checks": {"errors", "config", "stages"},
     "stages": {"errors", "config"},
     "documents": {"errors", "language"},
+    "text_units": set(),
+    "decontamination": {"errors", "documents", "text_units", "tokenizer"},
     "tokenizer": {"errors", "folders", "language"},
     "cli": BASE,
     "objective": TEXT,
     "data": TEXT | {"objective"},
-    "preparation": TEXT | {"folders", "data"},
+    "preparation": TEXT | {"folders", "data", "decontamination"},
     "parallel": BASE,
     "ops": BASE | {"parallel"},
     "model": BASE | {"tokenizer", "parallel", "ops"},
@@ -35,16 +37,8 @@ ALLOWED = {
     "almanac": BASE | {"cli", "folders", "language"},
 }
 VERBS = {"prepare", "train", "evaluate", "fill", "export", "report"}
-NO_JAX = {
-    "preparation",
-    "objective",
-    "config",
-    "config_checks",
-    "tokenizer",
-    "documents",
-    "language",
-}
-NO_JAX |= {"errors", "batch", "stages"}
+NO_JAX = {"objective", "config", "config_checks", "tokenizer", "documents", "language"}
+NO_JAX |= {"errors", "batch", "text_units", "decontamination", "preparation", "stages"}
 LIGHT = {"config", "config_checks", "objective", "ops", "model", "batch", "tokenizer", "parallel"}
 HEAVY = {"tensorflow_datasets", "grain", "orbax", "ml_collections", "tensorflow"}
 

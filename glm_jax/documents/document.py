@@ -80,6 +80,22 @@ def to_document(
     return Document(clean[0], language, path, line, *clean[1:])
 
 
+def string_field(fields: Mapping[str, object], name: str) -> str:
+    """A string of a record; bytes are UTF-8.
+
+    Raises:
+        RecordError: it is missing or no string.
+    """
+    if name not in fields:
+        raise RecordError(f"the field {name!r} is missing")
+    value = fields[name]
+    if isinstance(value, bytes):
+        return decode(value)
+    if not isinstance(value, str):
+        raise RecordError(f"the field {name!r} must be a string, got {kind_of(value)}")
+    return value
+
+
 def decode(value: bytes) -> str:
     """UTF-8 as a string.
 
@@ -104,21 +120,10 @@ def _texts(fields: Mapping[str, object]) -> list[str]:
     # A table has a column of both kinds where it mixes them, null where a row is of the other.
     given = {name for name in ("text", "prompt", "answer") if fields.get(name) is not None}
     if not given & {"prompt", "answer"}:
-        return [_string(fields, "text")]
+        return [string_field(fields, "text")]
     if "text" in given:
         raise RecordError("a record has either 'text' or 'prompt' and 'answer', not both")
-    return [_string(fields, "prompt"), _string(fields, "answer")]
-
-
-def _string(fields: Mapping[str, object], name: str) -> str:
-    if name not in fields:
-        raise RecordError(f"the field {name!r} is missing")
-    value = fields[name]
-    if isinstance(value, bytes):
-        return decode(value)
-    if not isinstance(value, str):
-        raise RecordError(f"the field {name!r} must be a string, got {kind_of(value)}")
-    return value
+    return [string_field(fields, "prompt"), string_field(fields, "answer")]
 
 
 def _language(fields: Mapping[str, object]) -> str | None:
