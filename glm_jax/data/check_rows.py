@@ -132,10 +132,9 @@ def _recovered(text: Batch, special: SpecialTokens) -> Iterator[tuple[int, int]]
         if slot not in filled:
             yield slot, int(text.targets[slot])
             continue
-        (answer,) = filled.values()
-    for place in answer.tolist():
-        if text.targets[place] not in ends:
-            yield place, int(text.targets[place])
+        for place in filled[slot].tolist():
+            if text.targets[place] not in ends:
+                yield place, int(text.targets[place])
 
 
 def _recovered_example(
