@@ -50,7 +50,10 @@ def _learn_facts(c: ml_collections.ConfigDict) -> None:
     healthy steps. Steps that are not finite are still skipped.
     """
     c.bad_steps.sigma = 0.0
-    c.data.sources = {"en": {"weight": 1.5, "dir": ""}, "zh": {"weight": 1.0, "dir": ""}}
+    c.data.sources = {
+        name: config.to_dict(config.SourceConfig(weight=weight))
+        for name, weight in (("en", 1.5), ("zh", 1.0))
+    }
     c.objective.sentence_weight = 0.0
     c.objective.document_weight = 0.0
     c.objective.mask_ratio = 0.2

@@ -147,6 +147,11 @@ class BatchGrid:
         place = bisect.bisect_right(self.parts, step, key=lambda part: part.first_step)
         return self.parts[place - 1].row_of(step)
 
+    def step_of_row(self, row: int) -> int:
+        """The step whose batch holds a row, if none before it was left out."""
+        part = self.part_at(row)
+        return part.first_step + (row - part.first_row) // part.size
+
     def rows_of_stage(self, stage: int) -> tuple[int, int | None]:
         """The first row of a stage and one past its last; None for that of the last stage."""
         first = next(part for part in self.parts if part.stage == stage)

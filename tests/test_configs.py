@@ -13,6 +13,7 @@ from glm_jax.config import Config, from_dict, with_vocab_size
 from glm_jax.errors import UserError
 from glm_jax.model import glm
 from glm_jax.model.presets import PRESETS
+from glm_jax.stages import BatchGrid
 from glm_jax.training.schedules import make_schedule
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -38,7 +39,7 @@ def recipe(name: str, variant: str) -> Config:
 
 
 def slots(config: Config) -> int:
-    return config.training.steps * config.training.batch_size * config.data.seq_length
+    return BatchGrid(config).row_of_step(config.training.steps) * config.data.seq_length
 
 
 @functools.cache

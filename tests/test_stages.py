@@ -76,6 +76,9 @@ def test_the_published_ramp_of_glm_130b():
     assert [part.size for part in grid.parts] == list(range(192, 4225, 24))
     assert grid.parts[-1].first_row == pytest.approx(5_493_164, abs=4224)
     assert {part.size // part.accumulation_steps for part in grid.parts} == {24}
+    for step in (0, 1, 5000, 100_000):
+        assert grid.step_of_row(grid.row_of_step(step)) == step
+        assert grid.step_of_row(grid.row_of_step(step + 1) - 1) == step
 
 
 def test_micro_batches_of_a_ramp_keep_their_size():

@@ -279,7 +279,11 @@ class Display:
             few = f"loss {loss:.4g}  {figures.get('tokens_per_second', 0):,.0f} tokens/s"
             self._progress.update(self._task, completed=step, figures=few)
         elif kind in ("train", "validation", *_PLAIN_EVENTS):
-            shown = {n: v for n, v in figures.items() if "/" not in n or n.startswith("loss/")}
+            shown = {
+                name: value
+                for name, value in figures.items()
+                if ("/" not in name or name.startswith("loss/")) and not isinstance(value, Mapping)
+            }
             text = "  ".join(f"{name} {_short(value)}" for name, value in shown.items())
             line = f"{kind:>10} {step}/{self._steps}  {text}"
             self._console.print(line, highlight=False, soft_wrap=True, markup=False)
