@@ -28,6 +28,7 @@ from rich import console
 
 from glm_jax import cli
 from glm_jax.data.shards import SPLITS
+from glm_jax.decontamination import Decontaminator
 from glm_jax.documents import check_readable, expand_inputs, input_bytes
 from glm_jax.errors import UserError
 from glm_jax.language import LANGUAGES
@@ -79,6 +80,15 @@ def define_flags() -> None:
         "At a faulty line: stop, or leave it out and count it.",
     )
     flags.DEFINE_bool("dedup", Options.dedup, "Keep one of documents with the same text.")
+    flags.DEFINE_multi_string(
+        "decontaminate", [], "Evaluation file; documents that share text with it are left out."
+    )
+    flags.DEFINE_integer(
+        "decontaminate_ngram",
+        Options.decontaminate_ngram,
+        "Consecutive words, or Chinese characters, that are too many to share.",
+        1,
+    )
     flags.DEFINE_integer(
         "num_shards", Options.num_shards, "Files of a source; 0: by the size of the inputs.", 0
     )
@@ -109,7 +119,8 @@ def main() -> None:
         return
     for name in ("input", "tokenizer", "out"):
         cli.required(name)
-    options = Options(**{field.name: FLAGS[field.name].value for field in fields(Options)})
+    values = {field.name: FLAGS[field.name].value for field in fields(Options)}
+    options = Options(**values | {"decontaminate": tuple(FLAGS.decontaminate)})
     manifest = prepare(
         FLAGS.input,
         FLAGS.tokenizer,
@@ -148,27 +159,24 @@ def prepare(
     target = pathlib.Path(out)
     _check_target(target, overwrite)
     tokenizer = Tokenizer.load(tokenizer_dir)
-    inputs = expand_inputs(inputs)
-    for path in inputs:
-        check_readable(path)
-    sizes = {path: input_bytes(path) for path in inputs}
-    plan = make_plan(sizes, tokenizer, options)
+    sizes = _sizes(expand_inputs(inputs))
+    encoder = Encoder(tokenizer, options, _decontaminator(options))
+    plan = make_plan(sizes, encoder)
     grid = Grid(options.validation_share, plan["num_shards"])
-    encoder = Encoder(tokenizer, options)
     try:
         with Work(target, plan, overwrite) as work:
             manifest = work.finished_manifest()
             if manifest is None:
                 if beam_options is None:
                     made = local.make_shards(
-                        inputs,
+                        list(sizes),
                         *local.with_threads_or_processes(encoder, sizes, num_processes),
                         grid,
                         work,
                     )
                 else:
-                    made = beam.make_shards(inputs, encoder, grid, work, beam_options)
-                manifest = complete_dataset(work.dataset, *made, plan, tokenizer, options)
+                    made = beam.make_shards(list(sizes), encoder, grid, work, beam_options)
+                manifest = complete_dataset(work.dataset, *made, plan, encoder)
             work.finish()
     except OSError as error:
         raise UserError(f"{target} cannot be written: {error}") from error
@@ -219,6 +227,23 @@ def _training_rows(workdir: pathlib.Path) -> tuple["Rows", "Config", Tokenizer]:
     return dataset.train, config, tokenizer
 
 
+def _sizes(inputs: Sequence[str]) -> dict[str, int]:
+    """Bytes on disk of every input, after a look at each; in an order that says nothing."""
+    sizes: dict[str, int] = {}
+    for path in sorted(inputs):
+        if path in sizes:
+            raise UserError(f"--input={path} is given twice")
+        check_readable(path)
+        sizes[path] = input_bytes(path)
+    return sizes
+
+
+def _decontaminator(options: Options) -> Decontaminator | None:
+    if not options.decontaminate:
+        return None
+    return Decontaminator.from_files(options.decontaminate, options.decontaminate_ngram)
+
+
 def _check_target(target: pathlib.Path, overwrite: bool) -> None:
     if not target.exists():
         return
@@ -244,8 +269,8 @@ def _summary(manifest: dict) -> str:
             f"{counts['characters']:12,}"
         )
     lines.append(
-        f"left out: {read['empty']} empty, {read['faulty']} faulty; lone surrogates replaced in "
-        f"{read['replaced']} documents"
+        f"left out: {read['empty']} empty, {read['faulty']} faulty, {read['contaminated']} "
+        f"contaminated; lone surrogates replaced in {read['replaced']} documents"
     )
     if copies:
         fate = "left out" if manifest["options"]["dedup"] else "kept; --dedup leaves them out"

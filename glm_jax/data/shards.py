@@ -72,7 +72,9 @@ def write_shard(
     writer = array_record_module.ArrayRecordWriter(os.fspath(path), _WRITER_OPTIONS)
     for begin, document in zip(begins.tolist(), documents.tolist(), strict=True):
         record = {"tokens": tokens[begin : begin + BLOCK_TOKENS], "document": document}
-        writer.write(serializer.serialize_example(record_features.encode_example(record)))
+        example = serializer.get_tf_example(record_features.encode_example(record))
+        # Otherwise the order of the features is another in every process.
+        writer.write(example.SerializeToString(deterministic=True))
     writer.close()
     return {
         "tokens": len(tokens),

@@ -6,7 +6,7 @@ import json
 import pathlib
 from collections.abc import Iterable, Iterator, Sequence
 
-from glm_jax.documents import Counts, chunks
+from glm_jax.documents import chunks
 from glm_jax.errors import UserError
 from glm_jax.preparation.census import Grid
 from glm_jax.preparation.encoded import Encoded
@@ -88,7 +88,7 @@ class _GatherBucket:
 
 
 def _add_up(readings: Iterable[Reading]) -> Reading:
-    return sum(readings, Reading(Counts(), {}))
+    return sum(readings, Reading.nothing())
 
 
 def _note(reading: Reading, folder: pathlib.Path) -> None:

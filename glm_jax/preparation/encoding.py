@@ -7,10 +7,13 @@ from typing import NamedTuple
 import numpy as np
 
 from glm_jax.data.shards import token_dtype
+from glm_jax.decontamination import Decontaminator
 from glm_jax.documents import Chunk, Counts, Document, documents_of
 from glm_jax.preparation.encoded import TABLE, Encoded, by_key, key
 from glm_jax.preparation.options import Options
 from glm_jax.tokenizer import Tokenizer
+
+_BATCH_CHARACTERS = 1 << 20
 
 
 class EncodedChunk(NamedTuple):
@@ -18,7 +21,7 @@ class EncodedChunk(NamedTuple):
 
     by_language: dict[str, Encoded]
     counts: Counts
-    contaminated: int
+    contaminated: int  # documents left out
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +30,7 @@ class Encoder:
 
     tokenizer: Tokenizer
     options: Options
+    decontaminator: Decontaminator | None = None
     num_threads: int = 1
 
     def __call__(self, chunk: Chunk) -> EncodedChunk:
@@ -37,10 +41,20 @@ class Encoder:
         """
         counts = Counts()
         documents = list(documents_of(chunk, self.options.on_error, counts))
-        by_language = {}
-        for language, group in self._by_language(documents).items():
-            by_language[language] = self._encode(group)
-        return EncodedChunk(by_language, counts, 0)
+        clean = self._without_contamination(documents)
+        by_language = {
+            language: self._encode(group) for language, group in self._by_language(clean).items()
+        }
+        return EncodedChunk(by_language, counts, len(documents) - len(clean))
+
+    def _without_contamination(self, documents: list[Document]) -> list[Document]:
+        if self.decontaminator is None:
+            return documents
+        clean = []
+        for batch in _batches(documents):
+            matches = self.decontaminator.first_matches([_content(d) for d in batch])
+            clean += [d for d, match in zip(batch, matches, strict=True) if match is None]
+        return clean
 
     def _by_language(self, documents: Iterable[Document]) -> dict[str, list[Document]]:
         groups: dict[str, list[Document]] = {}
@@ -76,6 +90,23 @@ class Encoder:
             if document.answer is not None:
                 parts += [(special.mask,), next(answer_ids)]
             yield np.concatenate([*parts, (special.eos,)], dtype=np.int32, casting="unsafe")
+
+
+def _batches(documents: list[Document]) -> Iterator[list[Document]]:
+    """Of about as many characters as the decontaminator likes at a time."""
+    batch, characters = [], 0
+    for document in documents:
+        batch.append(document)
+        characters += len(document.text)
+        if characters >= _BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
+
+
+def _content(document: Document) -> str:
+    return document.text if document.answer is None else f"{document.text}\n{document.answer}"
 
 
 def _utf8(document: Document) -> tuple[bytes, bytes | None]:

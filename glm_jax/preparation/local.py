@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from rich import console, progress
 
-from glm_jax.documents import Chunk, Counts, chunks
+from glm_jax.documents import Chunk, chunks
 from glm_jax.errors import UserError
 from glm_jax.preparation.census import Grid
 from glm_jax.preparation.encoded import load, save
@@ -121,7 +121,7 @@ def _whole_reading(folders: pathlib.Path) -> Reading:
         Reading.from_json(json.loads((folder / _READING_FILE).read_text()))
         for folder in finished(folders)
     ]
-    return sum(parts, Reading(Counts(), {}))
+    return sum(parts, Reading.nothing())
 
 
 def _progress() -> progress.Progress:

@@ -9,7 +9,7 @@ from etils import epath
 
 from glm_jax.data.shards import SPLITS, TOKENIZER_DIR, VERSION, split_metadata, write_metadata
 from glm_jax.data.sources import digest
-from glm_jax.preparation.options import Options
+from glm_jax.preparation.encoding import Encoder
 from glm_jax.preparation.planning import Shard, choose_num_shards
 from glm_jax.preparation.reading import CHUNK_BYTES, Reading
 from glm_jax.preparation.work import MANIFEST_FILE
@@ -18,11 +18,12 @@ from glm_jax.tokenizer import Tokenizer
 _TEXTS = ("characters", "bytes", "copies")
 
 
-def make_plan(input_bytes: Mapping[str, int], tokenizer: Tokenizer, options: Options) -> dict:
+def make_plan(input_bytes: Mapping[str, int], encoder: Encoder) -> dict:
     """What decides the bytes of a dataset, as JSON.
 
     Not `on_error`: what was finished while faults stop the program had none.
     """
+    options = encoder.options
     decisive = dataclasses.asdict(options)
     del decisive["on_error"]
     return {
@@ -31,7 +32,8 @@ def make_plan(input_bytes: Mapping[str, int], tokenizer: Tokenizer, options: Opt
         "options": decisive,
         "num_shards": options.num_shards or choose_num_shards(input_bytes),
         "chunk_bytes": CHUNK_BYTES,
-        "tokenizer": tokenizer.fingerprint,
+        "tokenizer": encoder.tokenizer.fingerprint,
+        "evaluation_texts": encoder.decontaminator and encoder.decontaminator.fingerprint,
     }
 
 
@@ -40,10 +42,10 @@ def complete_dataset(
     reading: Reading,
     shards: Sequence[tuple[Shard, dict]],
     plan: dict,
-    tokenizer: Tokenizer,
-    options: Options,
+    encoder: Encoder,
 ) -> dict:
     """Writes all of a dataset but its shards; returns its manifest, which is written last."""
+    tokenizer = encoder.tokenizer
     folder = epath.Path(folder)
     sources = {}
     for name in sorted({shard.source for shard, _ in shards}):
@@ -60,15 +62,15 @@ def complete_dataset(
         "vocab_size": tokenizer.vocab_size,
         "sources": sources,
         "inputs": [{"path": path, "bytes": size} for path, size in plan["inputs"].items()],
-        "read": dataclasses.asdict(reading.counts),
-        "options": dataclasses.asdict(options),
+        "read": dataclasses.asdict(reading.counts) | {"contaminated": reading.contaminated},
+        "options": dataclasses.asdict(encoder.options),
         "num_shards": plan["num_shards"],
     }
     path = folder / MANIFEST_FILE
     partial = path.with_name(f".{MANIFEST_FILE}")
     partial.write_text(json.dumps(manifest, indent=2) + "\n")
     partial.rename(path)
-    return manifest
+    return json.loads(path.read_text())
 
 
 def _source_metadata(name: str, shards: Sequence[tuple[Shard, dict]], tokenizer: Tokenizer) -> dict:

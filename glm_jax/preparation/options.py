@@ -2,6 +2,8 @@
 
 import dataclasses
 
+from glm_jax.decontamination import DEFAULT_NGRAM
+
 
 @dataclasses.dataclass(frozen=True)
 class Options:
@@ -14,3 +16,5 @@ class Options:
     on_error: str = "fail"
     dedup: bool = False
     num_shards: int = 0  # of the training split of a source; 0: by the size of the inputs
+    decontaminate: tuple[str, ...] = ()  # evaluation files
+    decontaminate_ngram: int = DEFAULT_NGRAM

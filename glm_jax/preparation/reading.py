@@ -6,7 +6,7 @@ from glm_jax.documents import Counts
 from glm_jax.preparation.census import Census, Grid, Part
 from glm_jax.preparation.encoding import EncodedChunk
 
-CHUNK_BYTES = 32 << 20
+CHUNK_BYTES = 16 << 20
 """Text that a worker encodes at a time."""
 
 
@@ -15,7 +15,13 @@ class Reading:
     """Of all that was read, or of a part."""
 
     counts: Counts
+    contaminated: int  # documents left out for what they share with evaluation files
     censuses: dict[str, Census]  # by language
+
+    @staticmethod
+    def nothing() -> "Reading":
+        """What to add others to."""
+        return Reading(Counts(), 0, {})
 
     @staticmethod
     def of(chunk: EncodedChunk, grid: Grid) -> "Reading":
@@ -23,18 +29,20 @@ class Reading:
         censuses = {
             language: grid.census(documents) for language, documents in chunk.by_language.items()
         }
-        return Reading(chunk.counts, censuses)
+        return Reading(chunk.counts, chunk.contaminated, censuses)
 
     def __add__(self, later: "Reading") -> "Reading":
         censuses = dict(self.censuses)
         for language, census in later.censuses.items():
             censuses[language] = censuses[language] + census if language in censuses else census
-        return Reading(self.counts + later.counts, censuses)
+        contaminated = self.contaminated + later.contaminated
+        return Reading(self.counts + later.counts, contaminated, censuses)
 
     def to_json(self) -> dict:
         """JSON values that `from_json` reads."""
         return {
             "counts": dataclasses.asdict(self.counts),
+            "contaminated": self.contaminated,
             "censuses": {
                 language: {
                     "documents": census.documents,
@@ -58,7 +66,7 @@ class Reading:
             )
             for language, census in values["censuses"].items()
         }
-        return Reading(Counts(**values["counts"]), censuses)
+        return Reading(Counts(**values["counts"]), values["contaminated"], censuses)
 
 
 def _part_to_json(part: Part) -> dict:
