@@ -37,6 +37,7 @@ from glm_jax.preparation.census import Grid
 from glm_jax.preparation.encoding import Encoder
 from glm_jax.preparation.manifest import complete_dataset, make_plan
 from glm_jax.preparation.options import Options
+from glm_jax.preparation.planning import check_source_name
 from glm_jax.preparation.verification import verify_dataset
 from glm_jax.preparation.work import MANIFEST_FILE, Work
 from glm_jax.tokenizer import Tokenizer
@@ -158,6 +159,7 @@ def prepare(
     """
     target = pathlib.Path(out)
     _check_target(target, overwrite)
+    check_source_name(options.source)
     tokenizer = Tokenizer.load(tokenizer_dir)
     sizes = _sizes(expand_inputs(inputs))
     encoder = Encoder(tokenizer, options, _decontaminator(options))

@@ -5,25 +5,18 @@ import json
 import subprocess
 import sys
 
-import numpy as np
 import pytest
+from prepared import CHINESE, ENGLISH, all_documents, documents, make_tokenizer, read, run
 
 from glm_jax import prepare, tokenizer
 from glm_jax.data.sources import TokenStream
 from glm_jax.errors import UserError
 from glm_jax.preparation import local, shard_writer
-from glm_jax.preparation.options import Options
-
-ENGLISH = [f"Line {i}: the quick brown fox jumps over the lazy dog.\nAgain!" for i in range(40)]
-CHINESE = [f"第{i}行：敏捷的棕色狐狸跳过了懒狗。" for i in range(60)]
 
 
 @pytest.fixture(scope="module")
 def tokenizer_dir(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("prepare") / "tokenizer"
-    texts = {"en": ENGLISH, "zh": CHINESE}
-    tokenizer.save(directory, tokenizer.train(ENGLISH + CHINESE, 360), texts)
-    return str(directory)
+    return make_tokenizer(tmp_path_factory.mktemp("prepare") / "tokenizer")
 
 
 @pytest.fixture
@@ -34,25 +27,6 @@ def inputs(tmp_path):
         stream.writelines(json.dumps({"text": text}) + "\n" for text in ENGLISH)
     chinese.write_text("\n".join(CHINESE) + "\n")
     return [str(english), str(chinese)]
-
-
-def run(inputs, tokenizer_dir, out, overwrite=False, **options):
-    return prepare.prepare(inputs, tokenizer_dir, str(out), Options(**options), overwrite=overwrite)
-
-
-def read(out, name, split) -> np.ndarray:
-    stream = TokenStream(str(out / name), name, split)
-    return stream.read(0, stream.length)
-
-
-def documents(out, name, split, tokenizer_dir) -> list[str]:
-    tok = tokenizer.Tokenizer.load(tokenizer_dir)
-    tokens = read(out, name, split)
-    ends = np.flatnonzero(tokens == tok.special.eos) + 1
-    assert ends[-1] == len(tokens)
-    parts = np.split(tokens, ends[:-1])
-    assert all(part[0] == tok.special.cls for part in parts)
-    return tok.decode_batch(parts)
 
 
 def test_every_document_is_in_one_split(inputs, tokenizer_dir, tmp_path):
@@ -95,12 +69,7 @@ def test_chunks_and_shards(tokenizer_dir, tmp_path, monkeypatch):
     (tmp_path / "long.txt").write_text("\n".join(texts))
     manifest = run([str(tmp_path / "long.txt")], tokenizer_dir, tmp_path / "out", num_shards=7)
     assert manifest["sources"]["en"]["splits"]["train"]["shards"] == 7
-    found = [
-        document
-        for split in ("train", "validation")
-        for document in documents(tmp_path / "out", "en", split, tokenizer_dir)
-    ]
-    assert sorted(found) == sorted(texts)
+    assert sorted(all_documents(tmp_path / "out", "en", tokenizer_dir)) == sorted(texts)
     stream = TokenStream(str(tmp_path / "out" / "en"), "en", "train")
     assert stream.document_at(stream.length - 1) == stream.documents - 1
 

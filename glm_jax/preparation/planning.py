@@ -1,13 +1,15 @@
 """Names of the sources, splits and ranges of the shards: decided when all documents are counted."""
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 
-from glm_jax.data.shards import shard_name
+from glm_jax.data.shards import TOKENIZER_DIR, shard_name
 from glm_jax.errors import UserError
 from glm_jax.preparation.census import Census, Grid, Part
 from glm_jax.preparation.encoded import PLACES
 
+_SOURCE_NAME = re.compile("[A-Za-z][A-Za-z0-9_]*")
 _SHARD_BYTES = 256 << 20  # of text, about; sorting one takes three times as much memory
 _COMPRESSION = 4  # bytes of text in one of a compressed file, about
 _COMPRESSED = (".gz", ".zst", ".parquet")
@@ -83,6 +85,19 @@ def plan_shards(censuses: Mapping[str, Census], source: str, grid: Grid) -> list
                     )
                 )
     return shards
+
+
+def check_source_name(source: str) -> None:
+    """Refuses what is no name of a TFDS dataset, or taken.
+
+    Raises:
+      UserError: naming it.
+    """
+    if source and (not _SOURCE_NAME.fullmatch(source) or source == TOKENIZER_DIR):
+        raise UserError(
+            "--source must be letters, digits and _ after a letter, and not "
+            f"{TOKENIZER_DIR!r}, got {source!r}"
+        )
 
 
 def source_names(languages: Sequence[str], source: str) -> dict[str, str]:
