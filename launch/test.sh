@@ -16,6 +16,22 @@ install_oldest_transformers() {
   touch "$folder/.installed"
 }
 
+# Beam declares upper bounds below the pinned protobuf and pyarrow, with which it runs. So it is
+# installed beside them, without its dependencies but for those that nothing else brings.
+install_beam() {
+  local folder="$ROOT/.cache/beam"
+  [ -e "$folder/.installed" ] && return
+  say "installing Apache Beam into $folder"
+  rm -rf "$folder"
+  "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps \
+    --target="$folder" apache-beam==2.77.0 beartype==0.22.9 cffi==2.1.1 cryptography==50.0.2 \
+    fastavro==1.13.1 fasteners==0.20 grpcio==1.85.1 httplib2==0.32.1 jsonpickle==4.1.4 \
+    objsize==0.7.1 proto-plus==1.29.0 pycparser==3.12 pyparsing==3.3.3 \
+    python-dateutil==2.9.0.post0 pytz==2026.6 zstandard==0.25.0 ||
+    fail "pip could not install Apache Beam 2.77.0; is the network (PyPI) reachable?"
+  touch "$folder/.installed"
+}
+
 ensure_venv "test,torch"
 cd "$ROOT"
 selected="not slow and not multidevice"
@@ -24,6 +40,7 @@ for argument in "$@"; do
   if [ "$argument" = "--all" ]; then
     selected="" # an empty expression selects everything
     install_oldest_transformers
+    install_beam
   else
     arguments+=("$argument")
   fi
