@@ -73,23 +73,31 @@ class Encoder:
         table["bytes"] = [len(text) + len(answer or b"") for text, answer in contents]
         table["has_answer"] = [answer is not None for _, answer in contents]
         order = by_key(table)
-        tokens = list(self._tokens([documents[i] for i in order]))
         table = table[order]
-        table["tokens"] = list(map(len, tokens))
-        dtype = token_dtype(self.tokenizer.vocab_size)
-        return Encoded(table, np.concatenate(tokens).astype(dtype))
+        tokens, table["tokens"] = self._tokens([documents[i] for i in order])
+        return Encoded(table, tokens)
 
-    def _tokens(self, documents: list[Document]) -> Iterator[np.ndarray]:
-        texts = [d.text for d in documents]
+    def _tokens(self, documents: list[Document]) -> tuple[np.ndarray, list[int]]:
+        """The tokens of all documents, joined, and how many each has."""
         answers = [d.answer for d in documents if d.answer is not None]
-        ids = self.tokenizer.encode_batch(texts + answers, self.num_threads)
-        answer_ids = iter(ids[len(texts) :])
+        ids = self.tokenizer.encode_batch([d.text for d in documents] + answers, self.num_threads)
+        answer_ids = iter(ids[len(documents) :])
         special = self.tokenizer.special
-        for document, text_ids in zip(documents, ids[: len(texts)], strict=True):
-            parts = [special.start, text_ids]
+        start, mask, eos = (
+            np.array(symbols, np.int32)
+            for symbols in (special.start, [special.mask], [special.eos])
+        )
+        parts, sizes = [], []
+        for document, text_ids in zip(documents, ids, strict=False):
+            parts += (start, text_ids)
+            size = len(start) + len(text_ids) + 1
             if document.answer is not None:
-                parts += [(special.mask,), next(answer_ids)]
-            yield np.concatenate([*parts, (special.eos,)], dtype=np.int32, casting="unsafe")
+                parts += (mask, answer := next(answer_ids))
+                size += 1 + len(answer)
+            parts.append(eos)
+            sizes.append(size)
+        dtype = token_dtype(self.tokenizer.vocab_size)
+        return np.concatenate(parts, dtype=dtype, casting="unsafe"), sizes
 
 
 def _batches(documents: list[Document]) -> Iterator[list[Document]]:
