@@ -26,6 +26,7 @@ CORE = [
     "huggingface_hub>=2.4.0,<3",
     "absl-py>=2.5.1,<3",
     "numpy>=2.4.6,<3",
+    "psutil>=7.2.2,<8",
     "rich>=15.0.0,<16",
 ]
 TORCH = ["torch>=2.13.0,<3", "transformers>=5.23.0,<6"]

@@ -15,7 +15,15 @@ from hypothesis import strategies as st
 
 from glm_jax import tokenizer
 from glm_jax.errors import UserError
-from glm_jax.tokenizer import INFO_FILE, MODEL_FILE, SPECIAL_PIECES, SpecialTokens, Tokenizer
+from glm_jax.tokenizer import (
+    INFO_FILE,
+    MODEL_FILE,
+    SPECIAL_PIECES,
+    SpecialTokens,
+    Tokenizer,
+    fertility,
+    sampling,
+)
 
 ROOT = pathlib.Path(__file__).parents[1]
 TEXTS = {
@@ -265,10 +273,11 @@ def corpus(tmp_path):
 def test_train_script(tmp_path, corpus):
     run = train_script(f"--input={corpus}", f"--out={tmp_path / 'a'}", "--vocab_size=400")
     assert run.returncode == 0, run.stderr
-    assert "en: 0." in run.stdout
-    assert "zh: 0." in run.stdout
+    assert "sampling up to 20 MB en, 20 MB zh: training may need 1.3 GB of memory" in run.stdout
+    assert "tokens/word" in run.stdout
     info = json.loads((tmp_path / "a" / INFO_FILE).read_text())
-    assert info["sampled_documents"] == {"en": 50, "zh": 50}
+    assert info["sampled_documents"] == {"en": 49, "zh": 49}
+    assert {name: f["documents"] for name, f in info["fertility"].items()} == {"en": 1, "zh": 1}
     assert Tokenizer.load(tmp_path / "a").vocab_size == 400
 
     run = train_script(f"--input={corpus}", f"--out={tmp_path / 'a'}")
@@ -283,8 +292,95 @@ def test_train_script_balances_the_languages_by_bytes(tmp_path, corpus):
         )
         assert run.returncode == 0, run.stderr
     info = json.loads((tmp_path / "a" / INFO_FILE).read_text())
-    assert all(1000 <= size < 1100 for size in info["sampled_bytes"].values())
+    assert all(900 <= size < 1100 for size in info["sampled_bytes"].values())
     assert (tmp_path / "a" / MODEL_FILE).read_bytes() == (tmp_path / "b" / MODEL_FILE).read_bytes()
+
+
+def test_train_script_has_shares_and_sizes_in_multiples(tmp_path, corpus):
+    instructions = tmp_path / "more.jsonl"
+    record = {"prompt": "What is 龘?", "answer": "A 龘 is 龘.", "language": "zh"}
+    instructions.write_text(f"{json.dumps(record)}\n" * 200)
+    run = train_script(
+        f"--input={tmp_path}/*.jsonl",
+        f"--out={tmp_path / 'a'}",
+        "--vocab_size=340",
+        "--vocab_multiple=64",
+        "--max_bytes=2000",
+        "--language_share=en=0.25",
+    )
+    assert run.returncode == 0, run.stderr
+    loaded = Tokenizer.load(tmp_path / "a")
+    assert loaded.vocab_size == 384
+    assert "龘" in loaded.pieces
+    sizes = json.loads((tmp_path / "a" / INFO_FILE).read_text())["sampled_bytes"]
+    assert 900 < sizes["en"] < 1100
+    assert 2800 < sizes["zh"] < 3100
+
+
+@pytest.mark.parametrize(
+    ("shares", "budgets"),
+    [
+        ([], {"en": 100, "zh": 100}),
+        (["zh=0.6"], {"en": 80, "zh": 120}),
+        (["zh=1"], {"en": 0, "zh": 200}),
+        (["zh=0.3", "en=0.7"], {"en": 140, "zh": 60}),
+    ],
+)
+def test_language_budgets(shares, budgets):
+    assert sampling.language_budgets(100, shares) == budgets
+
+
+@pytest.mark.parametrize(
+    ("shares", "reason"),
+    [
+        (["fr=0.5"], "must be like zh=0.6, got 'fr=0.5'"),
+        (["zh"], "must be like zh=0.6, got 'zh'"),
+        (["zh=2"], "must be like zh=0.6, got 'zh=2'"),
+        (["zh=0.6", "en=0.6"], "the shares add up to 1.2, not to 1"),
+        (["zh=0.1", "en=0.6"], "the shares add up to 0.7, not to 1"),
+    ],
+)
+def test_language_shares_that_cannot_be(shares, reason):
+    with pytest.raises(UserError, match=reason):
+        sampling.language_budgets(100, shares)
+
+
+def test_a_sample_larger_than_the_memory_is_refused_with_one_that_fits():
+    with pytest.raises(UserError, match=r"are available; --max_bytes=(\d+) would fit") as error:
+        sampling.check_memory({"en": 10**15, "zh": 10**15}, 10**15)
+    fitting = int(str(error.value).split("--max_bytes=")[-1].split()[0])
+    fitting = round(0.9 * fitting)
+    assert "GB of memory" in sampling.check_memory({"en": fitting, "zh": fitting}, fitting)
+
+
+def test_a_sample_is_uniform_and_bounded():
+    sample = sampling.Sample(100)
+    for i in range(1000):
+        sample.add(f"text {i:05}")
+    assert sample.num_bytes == sum(map(len, sample.texts())) == 100
+    assert 200 < sum(int(text[5:]) for text in sample.texts()) / 10 < 800
+    trained, held_out = sampling.hold_out(sample.texts())
+    assert len(held_out) == 1
+    assert [*held_out, *trained] == sample.texts()
+    assert sampling.hold_out(["one"]) == (["one"], [])
+
+
+def test_fertility(folder):
+    processor = sentencepiece.SentencePieceProcessor(model_file=str(folder / MODEL_FILE))
+    text = "the fox\n\u9f98"
+    measured = fertility.measure_fertility(processor, [text], spaced=True)
+    tokens = len(processor.encode(text))
+    assert measured == fertility.Fertility(
+        documents=1,
+        bytes=11,
+        tokens_per_character=round(tokens / 9, 4),
+        tokens_per_word=round(tokens / 3, 4),
+        bytes_per_token=round(11 / tokens, 4),
+        byte_tokens=round(3 / tokens, 6),
+        uncovered_characters=round(1 / 9, 6),
+    )
+    plain = fertility.measure_fertility(processor, ["狐狸"], spaced=False)
+    assert (plain.tokens_per_word, plain.byte_tokens, plain.uncovered_characters) == (None, 0, 0)
 
 
 def test_train_script_errors_are_one_line(tmp_path, corpus):

@@ -13,6 +13,7 @@ import sentencepiece
 from glm_jax.errors import UserError
 from glm_jax.folders import written_whole
 from glm_jax.tokenizer.base import INFO_FILE, MODEL_FILE, sentencepiece_processor
+from glm_jax.tokenizer.fertility import Fertility, measure_fertility
 from glm_jax.tokenizer.lossless import KIND
 from glm_jax.tokenizer.special import SPECIAL_PIECES, SpecialTokens
 
@@ -31,7 +32,7 @@ class TokenizerInfo:
     sha256: str  # of tokenizer.model
     sampled_documents: dict[str, int]  # documents that the vocabulary was trained on
     sampled_bytes: dict[str, int]  # their UTF-8 bytes
-    tokens_per_character: dict[str, float]  # on that sample
+    fertility: dict[str, Fertility]  # on texts held out of it
     kind: str = KIND
 
 
@@ -79,7 +80,10 @@ def train(texts: Iterable[str], vocab_size: int, character_coverage: float = 0.9
 
 
 def save(
-    directory: str | pathlib.Path, model: bytes, trained_on: Mapping[str, Sequence[str]]
+    directory: str | pathlib.Path,
+    model: bytes,
+    trained_on: Mapping[str, Sequence[str]],
+    held_out: Mapping[str, Sequence[str]] | None = None,
 ) -> TokenizerInfo:
     """Writes a tokenizer folder, all of it or nothing.
 
@@ -87,6 +91,7 @@ def save(
         directory: must not exist; its parents are made.
         model: what `train` returned.
         trained_on: the texts it was trained on by language, for the description of the tokenizer.
+        held_out: texts it was not trained on, to measure it on, where there are some.
 
     Raises:
         UserError: `directory` exists or cannot be written.
@@ -103,22 +108,16 @@ def save(
             language: sum(len(text.encode()) for text in texts)
             for language, texts in trained_on.items()
         },
-        tokens_per_character={
-            language: _tokens_per_character(processor, texts)
-            for language, texts in trained_on.items()
+        fertility={
+            language: measure_fertility(processor, texts, spaced=language != "zh")
+            for language, texts in (held_out or {}).items()
+            if texts
         },
     )
     with written_whole(directory) as partial:
         (partial / MODEL_FILE).write_bytes(model)
         (partial / INFO_FILE).write_text(json.dumps(dataclasses.asdict(info), indent=2) + "\n")
     return info
-
-
-def _tokens_per_character(
-    processor: sentencepiece.SentencePieceProcessor, texts: Sequence[str]
-) -> float:
-    tokens = sum(len(processor.encode(text)) for text in texts)
-    return round(tokens / sum(map(len, texts)), 4)
 
 
 def _sentences(texts: Iterable[str]) -> Iterable[str]:
