@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import random
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -64,6 +65,17 @@ def test_a_large_row_group_is_cut_and_small_ones_are_joined(tmp_path):
     small = write_parquet(tmp_path / "small.parquet", 1, text=TEXTS)
     assert len(list(chunks(small, 300))) < 20
     assert all(len(pickle.dumps(chunk)) < 1000 for chunk in chunks(small, 300))
+
+
+def test_a_large_row_group_is_not_held_in_memory(tmp_path):
+    text = [random.Random(i).randbytes(8000).hex() for i in range(1000)]
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"text": text}), path, write_batch_size=16, use_dictionary=False)
+    before = pa.total_allocated_bytes()
+    documents = read_documents([path])
+    assert [next(documents).text for _ in range(300)] == text[:300]
+    assert pa.total_allocated_bytes() - before < path.stat().st_size / 3
+    documents.close()
 
 
 @pytest.mark.parametrize(

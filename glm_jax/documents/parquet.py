@@ -13,8 +13,7 @@ from glm_jax.documents.document import FIELDS
 from glm_jax.documents.files import reading
 from glm_jax.errors import UserError
 
-_BATCH_ROWS = 256
-_BUFFER_BYTES = 1 << 20  # a column is read in pieces of so much, not a row group at once
+_BUFFER_BYTES = 1 << 20  # rows are read in pieces of about so much, not a row group at once
 # Reading a part of a row group decodes what stands before it, so that many parts cost more than
 # the balance they bring.
 _MAX_PARTS = 16
@@ -111,8 +110,10 @@ def read_rows(path: str, columns: Sequence[str], rows: Rows) -> Iterator[tuple[i
     """
     start, end, position = rows.skip, rows.skip + rows.count, 0
     with reading(path), _open(path) as file:
+        group = file.metadata.row_group(rows.row_groups[0])
+        batch_rows = max(1, _BUFFER_BYTES * group.num_rows // _column_bytes(group, columns))
         for batch in file.iter_batches(
-            _BATCH_ROWS, rows.row_groups, list(columns), use_threads=False
+            batch_rows, rows.row_groups, list(columns), use_threads=False
         ):
             part = batch.slice(max(start - position, 0), max(end - max(start, position), 0))
             number = rows.first + max(position - start, 0)
@@ -126,7 +127,7 @@ def read_rows(path: str, columns: Sequence[str], rows: Rows) -> Iterator[tuple[i
 def _open(path: str) -> pq.ParquetFile:
     # pyarrow's own reader of local files is faster than Python's.
     source = path if "://" not in path else epath.Path(path).open("rb")
-    return pq.ParquetFile(source, buffer_size=_BUFFER_BYTES)
+    return pq.ParquetFile(source, buffer_size=_BUFFER_BYTES, pre_buffer=False)
 
 
 def _as_bytes(column: pa.Array) -> pa.Array:
@@ -154,4 +155,4 @@ def _is_string(kind: pa.DataType) -> bool:
 
 def _column_bytes(group: pq.RowGroupMetaData, columns: Sequence[str]) -> int:
     chunks = [group.column(i) for i in range(group.num_columns)]
-    return sum(c.total_uncompressed_size for c in chunks if c.path_in_schema in columns)
+    return max(1, sum(c.total_uncompressed_size for c in chunks if c.path_in_schema in columns))
