@@ -72,6 +72,12 @@ def test_the_answer_is_the_last_word_with_its_space(jsonl):
     assert lambada.split_last_word(document) == ("It was  the\ncat, the", " cat.")
 
 
+def test_a_prompt_with_an_answer_is_no_text(jsonl):
+    path = jsonl({"text": "plain text"}, {"prompt": "Two and two?", "answer": "four"})
+    with pytest.raises(UserError, match=f"{path}:2: a line with 'text' is needed"):
+        read_texts([path])
+
+
 def test_long_passages_lose_their_beginning():
     context = np.arange(100, 200, dtype=np.int32)
     passage = lambada.Passage("here", context, np.array([7, 8], np.int32))
