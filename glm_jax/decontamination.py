@@ -148,10 +148,12 @@ def evaluation_texts(fields: Mapping[str, object]) -> list[str]:
     text = string_field(fields, "prompt" if fields.get("prompt") is not None else "text")
     answer = _answer(fields)
     if not BLANK.search(text):
-        return [text if answer is None else f"{text}\n{answer}"]
-    if answer is None:
-        return BLANK.split(text)[::2]
-    return [BLANK.sub(lambda blank: blank[0].removesuffix(blank[1]) + answer, text)]
+        parts = [text if answer is None else f"{text}\n{answer}"]
+    elif answer is None:
+        parts = BLANK.split(text)[::2]
+    else:
+        parts = [BLANK.sub(lambda blank: blank[0].removesuffix(blank[1]) + answer, text)]
+    return [part for part in parts if part.strip()]
 
 
 def _answer(fields: Mapping[str, object]) -> str | None:

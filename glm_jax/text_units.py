@@ -45,7 +45,7 @@ def normalised(text: str) -> str:
 
 
 def find_units(text: str) -> Units:
-    """The units of a normalised text without lone surrogates."""
+    """The units of a normalised text."""
     pieces, start = [], 0
     while start < len(text):
         cut = _BETWEEN_WORDS.search(text, start + _PIECE_CHARACTERS)
@@ -61,7 +61,7 @@ def find_units(text: str) -> Units:
 
 
 def _units_of_piece(text: str) -> Units:
-    code_points = np.frombuffer(text.encode("utf-32-le"), np.uint32)
+    code_points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
     kinds = _kinds()[code_points]
     starts, ends = _bounds(kinds)
     # A word is sum of c_k base**k over its characters c_k, mixed so that its bits look random.

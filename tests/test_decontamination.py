@@ -33,6 +33,7 @@ def units(text):
         ("ＡＢ１２ ﬁne", ["ab12", "fine"]),
         ("ひらカナ 한국어", ["ひ", "ら", "カ", "ナ", "한국어"]),
         ("\U00020000a", ["\U00020000", "a"]),
+        ("a\ud800b", ["a", "b"]),
     ],
 )
 def test_units(text, expected):
@@ -149,10 +150,11 @@ def test_evaluation_files(tmp_path):
             "label": 1,
         },
         {"prompt": words(WORDS[5:12]), "answer": words(WORDS[30:36])},
+        {"text": " "},
         {"text": f"[gMASK] {words(WORDS[13:26])}", "language": "fr"},
     )
     finder = Decontaminator.from_files([path])
-    assert finder.counts == EvaluationCounts(texts=4, ngrams=4, too_short=1)
+    assert finder.counts == EvaluationCounts(texts=4, ngrams=4, too_short=0)
     for start in (0, 20, 13):
         assert finder.is_contaminated(words(WORDS[start : start + 13]))
     assert finder.is_contaminated(words(WORDS[5:12] + WORDS[30:36]))
