@@ -19,6 +19,8 @@ from glm_jax.tokenizer import Tokenizer
 _DATA = flags.DEFINE_string("data", None, "Prepared data.", required=True)
 _ROWS = flags.DEFINE_integer("rows", 2000, "Rows to build for each figure.", 1)
 
+_TOGETHER = 100  # rows that are built at once
+
 LENGTHS = (256, 512, 2048)
 OBJECTIVES = {
     "token, fixed": ObjectiveConfig(),
@@ -51,7 +53,10 @@ def padding(source: str, length: int, objective: ObjectiveConfig, tokenizer: Tok
     )
     streams = open_sources(config.data, tokenizer, "train")
     rows = Rows(config, streams, tokenizer.special, sentence_ends(tokenizer.pieces), "train")
-    empty = sum(int((rows[i].segment == 0).sum()) for i in range(_ROWS.value))
+    empty = 0
+    for first in range(0, _ROWS.value, _TOGETHER):
+        part = rows.build(range(first, min(first + _TOGETHER, _ROWS.value)))
+        empty += int((part.segment == 0).sum())
     return empty / (_ROWS.value * length)
 
 

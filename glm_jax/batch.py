@@ -2,6 +2,8 @@
 
 from typing import Any, NamedTuple
 
+import numpy as np
+
 IN_PLACE = ("causal", "prefix", "masked")
 """Objectives without blanks: there is no Part B."""
 
@@ -49,3 +51,13 @@ class Batch(NamedTuple):
     segment: Any
     objective: Any
     source: Any
+
+
+def empty_rows(count: int, length: int) -> Batch:
+    """A batch of `count` rows of `length` slots to write to: fields [count, length].
+
+    One allocation: NumPy asks for huge pages for large ones, which saves most page faults.
+    """
+    fields = np.empty((len(Batch._fields), count, length), np.int32)
+    rows = Batch(*fields)
+    return rows._replace(weights=rows.weights.view(np.float32))

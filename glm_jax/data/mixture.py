@@ -2,21 +2,22 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from glm_jax.batch import Batch
+from glm_jax.batch import OBJECTIVES, Batch, empty_rows
 from glm_jax.config import Config, DataConfig
 from glm_jax.data.lanes import ExampleLane, PackedLane, Window, WindowLane
 from glm_jax.data.sources import TokenStream
 from glm_jax.errors import UserError
-from glm_jax.objective import infill
+from glm_jax.objective.ragged import Generators
 from glm_jax.objective.samples import SampleBuilder, reserved_blanks
 
 MAX_CYCLE = 20_000
 
 _SHORT_CYCLE = 1000
+_SLOTS_TOGETHER = 1 << 17
 _SHARE_ERROR = 1e-3  # of a kind's share, relative, that is given up for a short cycle
 
 
@@ -85,26 +86,35 @@ class Mixture:
         lane = self.lanes[self.kind(position).source]
         return lane.read(lane.rank(*divmod(position, len(self._cycle))))
 
-    def build(self, rng: np.random.Generator, position: int) -> Batch:
-        """The row at a position: fields [T].
+    def build(self, rngs: Generators, positions: Sequence[int]) -> Batch:
+        """The rows at the given positions, each as if alone: fields [len(positions), T].
+
+        Args:
+          rngs: a generator for each.
 
         Raises:
           UserError: the source cannot be read.
         """
-        kind, window = self.kind(position), self.window(position)
-        samples = []
-        if len(window.tokens):
-            blanks = _blanks(kind, len(window.tokens))
-            samples = [
-                self._builder.build(rng, window.tokens, kind.objective, blanks, window.ends[:-1])
-            ]
-        return infill.pack(
-            samples,
-            self._builder.config.data.seq_length,
-            objective=kind.objective,
-            source=self._source_names.index(kind.source),
-            special=self._builder.special,
-        )
+        kinds = [self.kind(position) for position in positions]
+        windows = [self.window(position) for position in positions]
+        length = self._builder.config.data.seq_length
+        rows = empty_rows(len(positions), length)
+        for place, window in enumerate(windows):
+            if not len(window.tokens):
+                _pad(rows, place, self._builder.special.pad)
+        for objective, here in _built_together(kinds, windows, length):
+            part = self._builder.build(
+                [rngs[place] for place in here],
+                [windows[place].tokens for place in here],
+                objective,
+                [_blanks(kinds[place], len(windows[place].tokens)) for place in here],
+                [windows[place].ends for place in here],
+            )
+            for field, values in zip(rows, part, strict=True):
+                field[here] = values
+        rows.source[:] = [[self._source_names.index(kind.source)] for kind in kinds]
+        rows.objective[:] = [[OBJECTIVES.index(kind.objective)] for kind in kinds]
+        return rows
 
     def taken(self, num_rows: int) -> dict[str, int]:
         """Tokens of each source that the first `num_rows` rows take."""
@@ -130,6 +140,29 @@ class Mixture:
             num_rows=num_rows and lane.rank(*divmod(num_rows, len(self._cycle))),
             special=self._builder.special,
         )
+
+
+def _built_together(
+    kinds: Sequence[Kind], windows: Sequence[Window], length: int
+) -> Iterator[tuple[str, list[int]]]:
+    """Splits rows that are not all padding into places that are built at once, by objective.
+
+    NumPy is quick on arrays that are large, and slow again on those that leave the cache.
+    """
+    most = max(_SLOTS_TOGETHER // length, 1)
+    places: dict[str, list[int]] = {}
+    for place, (kind, window) in enumerate(zip(kinds, windows, strict=True)):
+        if len(window.tokens):
+            places.setdefault(kind.objective, []).append(place)
+    for objective, here in places.items():
+        for first in range(0, len(here), most):
+            yield objective, here[first : first + most]
+
+
+def _pad(rows: Batch, place: int, pad: int) -> None:
+    for field in rows:
+        field[place] = 0
+    rows.tokens[place] = rows.targets[place] = pad
 
 
 def packs_documents(data: DataConfig, stream: TokenStream) -> bool:

@@ -39,8 +39,7 @@ class _HostBatches(grain.MapDataset[Batch]):
                 f"a batch of {len(batch)} rows is not divisible by {self._process_count} hosts"
             )
         first = batch.start + self._process_index * size
-        rows = [self._rows[index] for index in range(first, first + size)]
-        return Batch(*map(np.stack, zip(*rows, strict=True)))
+        return self._rows.build(range(first, first + size))
 
 
 def batches(
@@ -72,7 +71,7 @@ def batches(
         dataset = dataset.mp_prefetch(
             grain.MultiprocessingOptions(num_workers, prefetch), worker_init_fn=_ignore_interrupts
         )
-    return _closing(iter(dataset))
+    return _closing(iter(dataset), copy=num_workers > 0)
 
 
 def _ignore_interrupts(worker: int, count: int) -> None:
@@ -81,11 +80,11 @@ def _ignore_interrupts(worker: int, count: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _closing(iterator: grain.DatasetIterator[Batch]) -> Generator[Batch, None, None]:
+def _closing(iterator: grain.DatasetIterator[Batch], copy: bool) -> Generator[Batch, None, None]:
     # An abandoned Grain iterator leaves its processes behind, and an array of a worker is a view of
     # shared memory that must not outlive it.
     try:
         for batch in iterator:
-            yield Batch(*map(np.array, batch))
+            yield Batch(*map(np.array, batch)) if copy else batch
     finally:
         iterator.close()

@@ -8,13 +8,14 @@ before it ended, streams are read from end to end and then again, and nothing is
 
 import bisect
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from glm_jax.batch import Batch
 from glm_jax.config import Config
+from glm_jax.data.generators import generators
 from glm_jax.data.mixture import Kind, Mixture, packs_documents
 from glm_jax.data.shards import SPLITS
 from glm_jax.data.sources import TokenStream
@@ -108,9 +109,20 @@ class Rows:
         Raises:
           UserError: the source cannot be read.
         """
-        stage, position = self._locate(index)
-        rng = np.random.default_rng([self._seed, self._split, stage.first_row + position])
-        return stage.mixture.build(rng, position)
+        return Batch(*(field[0] for field in self.build([index])))
+
+    def build(self, indices: Sequence[int]) -> Batch:
+        """Builds rows of one stage, each as if alone: fields [len(indices), T].
+
+        Raises:
+          UserError: the source cannot be read.
+        """
+        stages, positions = zip(*map(self._locate, indices), strict=True)
+        if stages[0] is not stages[-1]:
+            raise ValueError(f"rows {indices[0]} and {indices[-1]} are of two stages")
+        numbers = [stages[0].first_row + position for position in positions]
+        rngs = generators([self._seed, self._split], numbers)
+        return stages[0].mixture.build(rngs, positions)
 
     def window(self, index: int) -> np.ndarray:
         """The stream tokens that row `index` is built from: int32 [S].

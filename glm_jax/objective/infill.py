@@ -6,7 +6,9 @@ import numpy as np
 
 from glm_jax.batch import OBJECTIVES, Batch
 from glm_jax.config import ModelConfig
-from glm_jax.objective.spans import Blanks
+from glm_jax.objective.ragged import runs, stable_order, sums_before
+from glm_jax.objective.row_slots import RowSlots
+from glm_jax.objective.spans import Blanks, Pieces
 from glm_jax.tokenizer import SpecialTokens
 
 _GLM_2021 = ModelConfig()
@@ -89,90 +91,121 @@ def build_pieces(
     Raises:
       ValueError: a span is empty, outside the text, or overlaps another.
     """
-    context, context_before = _corrupt(tokens, blanks, mask_id)
-    piece_context_end = context_before[piece_end]
-    piece_context_start = np.concatenate(([0], piece_context_end[:-1]))
-
-    blank_piece = np.searchsorted(piece_end, blanks.start, side="right")
-    by_piece = np.argsort(blank_piece, kind="stable")
-    blank_piece, start, end, eop = (
-        x[by_piece] for x in (blank_piece, blanks.start, blanks.end, blanks.eop)
+    start = np.concatenate(([0], piece_end[:-1]))
+    pieces = Pieces(start, piece_end, start, piece_end, np.zeros_like(start))
+    length = len(tokens) + len(blanks.start) + int(blanks.eop.sum())
+    return build_rows(
+        tokens, pieces, blanks, length=length, mask_id=mask_id, special=special, model=model
     )
-    mask_position = context_before[start] - piece_context_start[blank_piece]
 
-    # A row is a list of runs: for each piece its Part A, then a block `sop s1 .. sk` per blank.
-    # Every field is constant or counts up along a run.
-    pieces, blocks = np.arange(len(piece_end)), np.arange(len(start))
-    context_run = pieces + np.searchsorted(blank_piece, pieces)
-    block_run = blocks + blank_piece + 1
 
-    def per_run(of_pieces, of_blocks) -> np.ndarray:
-        values = np.empty(len(pieces) + len(blocks), np.int32)
-        values[context_run] = of_pieces
-        values[block_run] = of_blocks
-        return values
+def build_rows(
+    tokens: np.ndarray,
+    pieces: Pieces,
+    blanks: Blanks,
+    *,
+    length: int,
+    mask_id: int,
+    special: SpecialTokens,
+    model: ModelConfig = _GLM_2021,
+) -> Batch:
+    """The samples of many windows at once: a row for each, of one segment for each of its pieces.
 
-    size = per_run(piece_context_end - piece_context_start, end - start + eop)
-    run_end = np.cumsum(size, dtype=np.int32)
-    run_start = run_end - size
-    piece_slot = run_start[context_run]
+    Args:
+      tokens: int32 [S], the windows of the R rows one after the other.
+      pieces: of all rows; they cover all tokens.
+      blanks: spans that do not overlap and lie inside one piece each.
+      length: T, slots of a row; those that are left are padding.
+      mask_id: the mask token of every blank.
+      model: as for `build`.
 
-    def per_slot(values: np.ndarray) -> np.ndarray:
-        return np.repeat(values, size)
+    Returns:
+      Fields [R * T]; ranges relative to the row, segments 1.. in each row.
 
-    slot = np.arange(run_end[-1], dtype=np.int32)
-    is_target = per_slot(per_run(0, 1))
-    within = slot - per_slot(run_start)
+    Raises:
+      ValueError: a span is empty, outside the text, or overlaps another; or a row needs more than T
+        slots.
+    """
+    piece = np.searchsorted(pieces.end, blanks.start, side="right")
+    by_piece = stable_order(piece)
+    piece, start, end, eop = (x[by_piece] for x in (piece, *blanks))
+    hidden = end - start - 1  # of a blank's tokens, all but one leave no slot in Part A
+    block = end - start + eop  # slots of `sop s1 .. sk`, as many as of `s1 .. sk eop`
 
-    # Inputs and targets are read from Part A followed by the uncorrupted text; a block's input is
-    # one behind its target, so its first slot reads a token that `sop` replaces.
-    source = np.concatenate((context, tokens, [special.eop]), dtype=np.int32)
-    read = within + per_slot(per_run(piece_context_start, len(context) + start - 1))
-    inputs, targets = source[read], source[read + is_target]
-    inputs[run_start[block_run]] = special.sop
-    targets[run_end[block_run[eop]] - 1] = special.eop
+    in_text = np.argsort(start)
+    _check(start[in_text], end[in_text], len(tokens))
 
-    kv_start = per_slot(per_run(piece_slot, piece_slot[blank_piece]))
-    has_mask_position = is_target & (not model.answers_in_slots(mask_id == special.gmask))
-    is_causal = is_target | (model.context == "causal")
+    context = pieces.size - _sums(hidden, piece, pieces)
+    rows = RowSlots(pieces.row, context + _sums(block, piece, pieces), length)
+    context_end = rows.start + context
+    part_b = runs(context_end[piece] + sums_before(block, piece), block)
+    block_end = np.cumsum(block)
+
+    # Slots of Part A, in order, take the corrupted text; those of Part B the answers.
+    in_context = np.ones(length * (int(pieces.row[-1]) + 1), bool)
+    in_context[part_b] = in_context[rows.padding] = False
+    targets = np.full(len(in_context), special.pad, np.int32)
+    targets[in_context] = _corrupted(tokens, start, hidden, mask_id)
+    answers = np.append(tokens, np.int32(special.eop))[runs(start, block)]
+    answers[block_end[eop] - 1] = special.eop
+    inputs = targets.copy()
+    targets[part_b] = answers
+    answers = np.roll(answers, 1)
+    answers[block_end - block] = special.sop
+    inputs[part_b] = answers
+
+    slot, kv_start = rows.slots(), rows.fill(rows.in_row(rows.start))
+    position = slot - kv_start
+    if not model.answers_in_slots(mask_id == special.gmask):
+        place = start - pieces.start[piece]
+        place[in_text] -= sums_before(hidden[in_text], piece[in_text])
+        position[part_b] = np.repeat(place, block)
+    block_position = np.zeros_like(slot)
+    block_position[part_b] = runs(np.ones_like(block), block) if model.block_positions else 1
+    weights = np.zeros(len(slot), np.float32)
+    weights[part_b] = 1.0
+    if model.context == "causal":
+        kv_end = slot + 1
+    else:
+        kv_end = rows.fill(rows.in_row(context_end))
+        kv_end[part_b] = slot[part_b] + 1
+    position[rows.padding] = kv_end[rows.padding] = 0
     return Batch(
         tokens=inputs,
         targets=targets,
-        weights=is_target.astype(np.float32),
-        position=np.where(has_mask_position, per_slot(per_run(0, mask_position)), slot - kv_start),
-        block_position=is_target * (within + 1 if model.block_positions else np.int32(1)),
+        weights=weights,
+        position=position,
+        block_position=block_position,
         kv_start=kv_start,
-        kv_end=np.where(is_causal, slot + 1, per_slot(run_end)),
-        segment=per_slot(per_run(pieces + 1, blank_piece + 1)),
-        objective=np.zeros_like(slot),
-        source=np.zeros_like(slot),
+        kv_end=kv_end,
+        segment=rows.fill(rows.numbers()),
+        objective=np.broadcast_to(np.int32(0), slot.shape),
+        source=np.broadcast_to(np.int32(0), slot.shape),
     )
 
 
-def _corrupt(tokens: np.ndarray, blanks: Blanks, mask_id: int) -> tuple[np.ndarray, np.ndarray]:
-    """The text with a mask token for each blank, and how many tokens of it lie before each of S+1.
-
-    The second array turns places in the text into places in the corrupted text.
-    """
-    in_context = ~_covered(len(tokens), blanks)
-    in_context[blanks.start] = True
-    masked = tokens.copy()
-    masked[blanks.start] = mask_id
-    return masked[in_context], np.concatenate(([0], np.cumsum(in_context)))
-
-
-def _covered(length: int, blanks: Blanks) -> np.ndarray:
-    """Which of `length` tokens a blank covers: bool [length]."""
-    by_start = np.argsort(blanks.start)
-    start, end = blanks.start[by_start], blanks.end[by_start]
-    limits = np.concatenate((start[1:], [length]))
+def _check(start: np.ndarray, end: np.ndarray, length: int) -> None:
+    """Raises ValueError unless spans, in the order of the text, are ranges that do not overlap."""
+    limits = np.append(start[1:], length)
     if len(start) and (start[0] < 0 or (start >= end).any() or (end > limits).any()):
         spans = list(zip(start.tolist(), end.tolist(), strict=True))
         raise ValueError(f"spans are empty, overlap or leave a text of {length} tokens: {spans}")
-    change = np.zeros(length + 1, np.int8)
-    change[start] += 1
-    change[end] -= 1
-    return np.cumsum(change[:-1], dtype=np.int8).astype(bool)
+
+
+def _sums(values: np.ndarray, piece: np.ndarray, pieces: Pieces) -> np.ndarray:
+    """Sum of the `values` of the blanks of each piece: int64 [P]."""
+    return np.bincount(piece, values, len(pieces.start)).astype(np.int64)
+
+
+def _corrupted(
+    tokens: np.ndarray, start: np.ndarray, hidden: np.ndarray, mask_id: int
+) -> np.ndarray:
+    """The text with one mask token for each blank, of whose tokens `hidden` follow the first."""
+    in_context = np.ones(len(tokens), bool)
+    in_context[runs(start + 1, hidden)] = False
+    masked = tokens.copy()
+    masked[start] = mask_id
+    return masked[in_context]
 
 
 def pack(

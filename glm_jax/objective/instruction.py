@@ -11,7 +11,7 @@ import numpy as np
 
 from glm_jax.batch import Batch
 from glm_jax.config import ModelConfig
-from glm_jax.objective.infill import build_pieces
+from glm_jax.objective.infill import build_rows
 from glm_jax.objective.spans import Blanks, Pieces
 from glm_jax.tokenizer import SpecialTokens
 
@@ -44,14 +44,17 @@ MIN_ROOM = 16
 """A shorter rest of a row holds no shortened example."""
 
 
-def build(tokens: np.ndarray, pieces: Pieces, special: SpecialTokens, model: ModelConfig) -> Batch:
-    """The samples of examples that follow one another, as `infill.build_pieces` returns them.
+def build(
+    tokens: np.ndarray, pieces: Pieces, special: SpecialTokens, model: ModelConfig, length: int
+) -> Batch:
+    """Rows of examples, as `infill.build_rows` returns them.
 
     GLM-130B counts the positions of an answer on from its prompt, which is `span_position` slot.
 
     Args:
-      tokens: int32 [S].
+      tokens: int32 [S], the examples of all rows one after the other.
       pieces: one for each example.
+      length: T, slots of a row.
     """
     if model.span_position == "mixed":
         model = dataclasses.replace(model, span_position="slot")
@@ -59,8 +62,14 @@ def build(tokens: np.ndarray, pieces: Pieces, special: SpecialTokens, model: Mod
     is_eos = tokens == special.eos
     is_text = ~is_mask & ~is_eos
     text_before = np.concatenate(([0], np.cumsum(is_text)))
-    end = text_before[pieces.end]
+    start, end = text_before[pieces.start], text_before[pieces.end]
     blanks = Blanks(text_before[np.flatnonzero(is_mask)], end, is_eos[pieces.end - 1])
-    return build_pieces(
-        tokens[is_text], end, blanks, mask_id=special.mask, special=special, model=model
+    return build_rows(
+        tokens[is_text],
+        Pieces(start, end, start, end, pieces.row),
+        blanks,
+        length=length,
+        mask_id=special.mask,
+        special=special,
+        model=model,
     )

@@ -16,18 +16,23 @@ def one_stream(samples: Batch, special: SpecialTokens) -> Batch:
 
     Args:
       samples: what `infill.build_pieces` makes of [MASK] blanks in ascending order that all end in
-        eop; fields [n].
+        eop; fields [n], or [R, T].
     """
     in_stream = samples.weights > 0
-    slot = np.arange(len(in_stream), dtype=np.int32)
+    slot = np.arange(in_stream.shape[-1], dtype=np.int32)
     starts_answer = in_stream & (samples.tokens == special.sop)
-    starts_stream = in_stream & ~np.append(False, in_stream[:-1])
+    starts_stream = in_stream & ~_shifted(in_stream, 1)
     starts_later = starts_answer & ~starts_stream
-    ends_earlier = np.append(starts_later[1:], False)
-    stream_start = np.maximum.accumulate(np.where(starts_stream, slot, 0))
+    ends_earlier = _shifted(starts_later, -1)
+    stream_start = np.maximum.accumulate(np.where(starts_stream, slot, 0), axis=-1)
     return samples._replace(
         tokens=np.where(starts_later, np.int32(special.mask), samples.tokens),
         targets=np.where(ends_earlier, np.int32(special.mask), samples.targets),
-        position=slot - samples.kv_start,
+        position=np.where(samples.segment > 0, slot - samples.kv_start, 0),
         block_position=in_stream * (slot - stream_start + 1),
     )
+
+
+def _shifted(flags: np.ndarray, by: int) -> np.ndarray:
+    """`flags` [..., T] moved along a row; what falls off one end is False: it begins with text."""
+    return np.roll(flags, by, axis=-1)

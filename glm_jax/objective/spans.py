@@ -1,11 +1,16 @@
-"""What to blank: token, sentence and document spans over the pieces of a row.
+"""What to blank: token, sentence and document spans over the pieces of rows.
 
 A row is a window of the token stream; a piece is the part of one document that lies in it, or less
-where a row is cut into shorter texts. No span crosses a piece, and no blank covers `[CLS]`. Spans
-come back in the order of Part B.
+where a row is cut into shorter texts. No span crosses a piece, and no blank covers `[CLS]`.
+
+Many rows are done at once, their windows one after the other, as NumPy is quick on large arrays
+only. Each row draws from a generator of its own, so that it does not depend on its company. Spans
+come back by row and, within a piece, in the order of Part B.
 """
 
+import bisect
 import functools
+import itertools
 import math
 import re
 from collections.abc import Sequence
@@ -14,6 +19,17 @@ from typing import NamedTuple
 import numpy as np
 
 from glm_jax.config import ObjectiveConfig
+from glm_jax.objective.ragged import (
+    Generators,
+    draw,
+    group_sizes,
+    integers,
+    ranks,
+    shuffled,
+    sorted_within,
+    stable_order,
+    sums_before,
+)
 from glm_jax.tokenizer import SpecialTokens
 
 SENTENCE_MARKS = ".?!;:。？！；…\n"
@@ -21,19 +37,39 @@ _BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
 
 
 class Pieces(NamedTuple):
-    """The pieces of a row as int64 arrays [P] of half-open ranges of its tokens.
+    """The pieces of rows as int64 arrays [P]: half-open ranges of the tokens of all windows.
 
     Attributes:
       start: first token of the piece.
       end: one past its last token.
       text_start: first token that may be blanked: `start`, or one later where a `[CLS]` is.
       text_end: one past the last that may be blanked: `end`, or one earlier where an eos is.
+      row: the row it belongs to, ascending from 0; every row has a piece.
     """
 
     start: np.ndarray
     end: np.ndarray
     text_start: np.ndarray
     text_end: np.ndarray
+    row: np.ndarray
+
+    @property
+    def size(self) -> np.ndarray:
+        return self.end - self.start
+
+    @property
+    def room(self) -> np.ndarray:
+        """Tokens that may be blanked."""
+        return self.text_end - self.text_start
+
+    def row_sums(self, values: np.ndarray) -> np.ndarray:
+        """Sums of int64 `values` [P] over the pieces of each row: int64 [R]."""
+        return np.add.reduceat(values, np.flatnonzero(np.diff(self.row, prepend=-1)))
+
+    def of_rows(self, chosen: np.ndarray) -> "Pieces":
+        """The pieces of the rows that bool [R] `chosen` names, which are numbered anew."""
+        pieces = Pieces(*(field[chosen[self.row]] for field in self))
+        return pieces._replace(row=(np.cumsum(chosen) - 1)[pieces.row])
 
 
 class Blanks(NamedTuple):
@@ -52,22 +88,29 @@ class Blanks(NamedTuple):
 
 
 def split_pieces(
-    tokens: np.ndarray, special: SpecialTokens, cuts: Sequence[int] | np.ndarray = ()
+    tokens: np.ndarray,
+    special: SpecialTokens,
+    cuts: Sequence[int] | np.ndarray = (),
+    row_end: np.ndarray | None = None,
 ) -> Pieces:
-    """Splits a window of the token stream (int32 [S], S > 0) after every eos.
+    """Splits windows of the token stream after every eos.
 
     Args:
+      tokens: int32 [S], the windows of the rows one after the other.
       cuts: further places to split at, 0 < cut < S.
+      row_end: int64 [R], one past the last token of each row, none of which is empty; None if all
+        tokens are one row.
     """
-    inner_ends = np.flatnonzero(tokens[:-1] == special.eos) + 1
-    if len(cuts):
-        inner_ends = np.union1d(inner_ends, cuts)
-    start = np.concatenate(([0], inner_ends))
-    end = np.concatenate((inner_ends, [len(tokens)]))
+    row_end = np.array([len(tokens)]) if row_end is None else row_end
+    is_last = tokens == special.eos
+    is_last[row_end - 1] = True
+    is_last[np.asarray(cuts, np.int64) - 1] = True
+    end = np.flatnonzero(is_last) + 1
+    start = np.concatenate(([0], end[:-1]))
     text_end = end - (tokens[end - 1] == special.eos)
     # A piece that is nothing but an eos, or an empty document, has no text: start == end.
     text_start = np.minimum(start + np.isin(tokens[start], special.start), text_end)
-    return Pieces(start, end, text_start, text_end)
+    return Pieces(start, end, text_start, text_end, np.searchsorted(row_end, start, side="right"))
 
 
 def sentence_ends(pieces: Sequence[str]) -> np.ndarray:
@@ -106,10 +149,11 @@ def length_moments(mean: float, longest: int) -> tuple[float, float]:
     return first, float(probabilities @ lengths**2) - first**2
 
 
-def draw_lengths(rng: np.random.Generator, count: int, config: ObjectiveConfig) -> np.ndarray:
-    """Draws `count` span lengths: int64 [count], each in 1..max_span_length."""
+def draw_lengths(rngs: Generators, counts: np.ndarray, config: ObjectiveConfig) -> np.ndarray:
+    """Draws `counts` [R] span lengths: int64 [sum of counts], each in 1..max_span_length."""
     cumulative = _cumulative_lengths(config.span_length_mean, config.max_span_length)
-    return np.searchsorted(cumulative, rng.random(count), side="right") + 1
+    uniform = draw(np.random.Generator.random, rngs, counts.tolist())
+    return np.searchsorted(cumulative, uniform, side="right") + 1
 
 
 @functools.cache
@@ -118,24 +162,8 @@ def _cumulative_lengths(mean: float, longest: int) -> np.ndarray:
     return np.cumsum(length_probabilities(mean, longest))[:-1]
 
 
-def draw_lengths_to_budget(
-    rng: np.random.Generator, budget: int, max_count: int, config: ObjectiveConfig
-) -> np.ndarray:
-    """Draws span lengths until their sum reaches `budget`; the last one overshoots (GLM 2021).
-
-    Args:
-      budget: tokens to mask; the published code takes `int(mask_ratio * len(text))`.
-      max_count: most lengths to return, also where they fall short of the budget.
-
-    Returns:
-      int64 [k], k <= max_count.
-    """
-    lengths = draw_lengths(rng, max_count, config)
-    return lengths[: np.searchsorted(np.cumsum(lengths), budget) + 1]
-
-
 def token_spans(
-    rng: np.random.Generator, pieces: Pieces, max_blanks: int, config: ObjectiveConfig
+    rngs: Generators, pieces: Pieces, max_blanks: np.ndarray, config: ObjectiveConfig
 ) -> Blanks:
     """Short spans at random places, at least one visible token between any two of a piece.
 
@@ -144,122 +172,165 @@ def token_spans(
     for which no room is left is left out.
 
     Args:
-      max_blanks: K, blanks of the row: exactly so many are tried with `span_sampling="fixed"`, at
-        most so many with `"budget"`.
+      max_blanks: int64 [R], K of each row: exactly so many are tried with `span_sampling="fixed"`,
+        at most so many with `"budget"`.
     """
-    if config.span_sampling == "fixed":
-        lengths = draw_lengths(rng, max_blanks, config)
+    if config.span_sampling == "budget":
+        lengths, row = draw_to_budget(rngs, pieces, max_blanks, config)
     else:
-        budget = int(config.mask_ratio * (pieces.end[-1] - pieces.start[0]))
-        lengths = draw_lengths_to_budget(rng, budget, max_blanks, config)
-    lengths, piece = _deal(rng, lengths, pieces.text_end - pieces.text_start)
-    start = _place(rng, lengths, piece, pieces)
-    return _in_part_b_order(rng, start, start + lengths, config.shuffle_spans)
+        lengths = draw_lengths(rngs, max_blanks, config)
+        row = np.repeat(np.arange(len(rngs)), max_blanks)
+    lengths, piece = _deal(rngs, lengths, row, pieces)
+    start = _place(rngs, lengths, piece, pieces)
+    return _in_part_b_order(rngs, start, start + lengths, pieces.row[piece], config)
+
+
+def draw_to_budget(
+    rngs: Generators, pieces: Pieces, max_blanks: np.ndarray, config: ObjectiveConfig
+) -> tuple[np.ndarray, np.ndarray]:
+    """Span lengths of rows until `mask_ratio` of their row is masked (GLM 2021), and their rows.
+
+    Args:
+      max_blanks: int64 [R], most lengths of each row, also where they fall short of that.
+    """
+    lengths = draw_lengths(rngs, max_blanks, config)
+    row = np.repeat(np.arange(len(rngs)), max_blanks)
+    is_drawn = _within_budget(lengths, row, pieces, config)
+    return lengths[is_drawn], row[is_drawn]
+
+
+def _within_budget(
+    sizes: np.ndarray, row: np.ndarray, pieces: Pieces, config: ObjectiveConfig
+) -> np.ndarray:
+    """Which of the spans of rows are drawn until `mask_ratio` of their row is masked: bool.
+
+    The last one overshoots; the published budget is `int(mask_ratio * len(text))`.
+    """
+    budget = (config.mask_ratio * pieces.row_sums(pieces.size)).astype(np.int64)
+    return sums_before(sizes, row) < np.maximum(budget, 1)[row]
 
 
 def single_spans(
-    rng: np.random.Generator, pieces: Pieces, max_blanks: int, config: ObjectiveConfig
+    rngs: Generators, pieces: Pieces, max_blanks: np.ndarray, config: ObjectiveConfig
 ) -> Blanks:
     """One short span per piece (GLM 2021's `single_span_prob`); it is shortened where it must be.
 
     Args:
-      max_blanks: K, most blanks of the row. Where it has more pieces, the shortest stay context.
+      max_blanks: int64 [R], most blanks of each row. Where it has more pieces, the shortest stay
+        context.
     """
-    room = pieces.text_end - pieces.text_start
-    piece = _longest(np.flatnonzero(room >= 2), room, max_blanks)
-    lengths = np.minimum(draw_lengths(rng, len(piece), config), room[piece] - 1)
-    start = _place(rng, lengths, piece, pieces)
-    return _in_part_b_order(rng, start, start + lengths, config.shuffle_spans)
+    piece = _longest(pieces.room >= 2, pieces.room, pieces, max_blanks)
+    drawn = draw_lengths(rngs, group_sizes(pieces.row[piece], len(rngs)), config)
+    lengths = np.minimum(drawn, pieces.room[piece] - 1)
+    start = _place(rngs, lengths, piece, pieces)
+    return _in_part_b_order(rngs, start, start + lengths, pieces.row[piece], config)
 
 
-def _longest(pieces: np.ndarray, size: np.ndarray, count: int) -> np.ndarray:
-    """The `count` of `pieces` with the largest `size` [P], or all of them, in ascending order."""
-    longest_first = pieces[np.argsort(-size[pieces], kind="stable")]
-    return np.sort(longest_first[:count])
+def _longest(
+    may: np.ndarray, size: np.ndarray, pieces: Pieces, max_count: np.ndarray
+) -> np.ndarray:
+    """The `max_count` pieces of each row with the largest `size` [P] of those that `may`."""
+    chosen = np.flatnonzero(may)
+    longest_first = chosen[np.lexsort((-size[chosen], pieces.row[chosen]))]
+    row = pieces.row[longest_first]
+    return np.sort(longest_first[ranks(row) < max_count[row]])
 
 
 def _deal(
-    rng: np.random.Generator, lengths: np.ndarray, room: np.ndarray
+    rngs: Generators, lengths: np.ndarray, row: np.ndarray, pieces: Pieces
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Deals span lengths [k] to pieces with `room` [P] tokens; returns both sorted by piece.
+    """Deals span lengths [k] of rows to pieces of theirs; returns both sorted by piece.
 
     Spans of a piece keep sum(lengths) + count <= room. Each piece gets one if there are enough;
     the rest fall on pieces in proportion to their room.
     """
-    holders = np.flatnonzero(room >= 2)
-    if not holders.size:
-        return lengths[:0], holders
-    piece = holders[_weighted(rng, room[holders], len(lengths))]
-    if len(lengths) >= holders.size:
-        piece[: holders.size] = holders
-    order = np.argsort(piece, kind="stable")
+    holders = np.flatnonzero(pieces.room >= 2)
+    held = group_sizes(pieces.row[holders], len(rngs))
+    lengths, row = lengths[held[row] > 0], row[held[row] > 0]
+    count = group_sizes(row, len(rngs))
+
+    # A piece has as many tickets as tokens that may be blanked; those of a row follow each other.
+    tickets = np.cumsum(pieces.room[holders])
+    first_holder = np.cumsum(held) - held
+    ticket_limits = np.append(0, tickets)
+    first_ticket = ticket_limits[first_holder]
+    row_tickets = np.maximum(ticket_limits[first_holder + held] - first_ticket, 1)
+    ticket = draw(_below, rngs, row_tickets.tolist(), count.tolist()) + first_ticket[row]
+    number = np.searchsorted(tickets, ticket, side="right")
+    rank = ranks(row)
+    is_first = (count >= held)[row] & (rank < held[row])
+    piece = holders[np.where(is_first, first_holder[row] + rank, number)]
+    order = stable_order(piece)
     lengths, piece = lengths[order], piece[order]
-    fits = _sums_within(lengths + 1, piece) + lengths + 1 <= room[piece]
+    fits = sums_before(lengths + 1, piece) + lengths + 1 <= pieces.room[piece]
     if fits.all():
         return lengths, piece
-    free = room - np.bincount(piece[fits], lengths[fits] + 1, len(room)).astype(room.dtype)
-    moved = _deal_one_by_one(rng, lengths[~fits], free)
-    lengths = np.concatenate((lengths[fits], moved[0]))
-    piece = np.concatenate((piece[fits], moved[1]))
-    order = np.argsort(piece, kind="stable")
+    return _deal_again(rngs, lengths, piece, fits, pieces)
+
+
+def _below(rng: np.random.Generator, high: int, count: int) -> np.ndarray:
+    return rng.integers(0, high, count)
+
+
+def _deal_again(
+    rngs: Generators, lengths: np.ndarray, piece: np.ndarray, fits: np.ndarray, pieces: Pieces
+) -> tuple[np.ndarray, np.ndarray]:
+    """Deals the lengths that overfilled their piece to where there is room left, one by one."""
+    free = pieces.room - _filled(lengths[fits], piece[fits], pieces)
+    piece_end = np.searchsorted(pieces.row, np.arange(len(rngs)), side="right")
+    dealt, dealt_to = [], []
+    row, left = pieces.row[piece[~fits]], lengths[~fits]
+    for number in np.unique(row).tolist():
+        first = piece_end[number - 1] if number else 0
+        row_free = free[first : piece_end[number]].tolist()
+        for drawn in left[row == number].tolist():
+            length = min(drawn, max(row_free) - 1)
+            if length < 1:
+                break
+            chosen = _draw_holder(rngs[number], row_free, length)
+            row_free[chosen] -= length + 1
+            dealt.append(length)
+            dealt_to.append(first + chosen)
+    lengths = np.append(lengths[fits], np.array(dealt, np.int64))
+    piece = np.append(piece[fits], np.array(dealt_to, np.int64))
+    order = stable_order(piece)
     return lengths[order], piece[order]
 
 
-def _deal_one_by_one(
-    rng: np.random.Generator, lengths: np.ndarray, free: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Deals the lengths that overfilled their piece to where there is `free` room left."""
-    dealt, piece = [], []
-    free = free.copy()
-    for drawn in lengths:
-        length = min(drawn, free.max() - 1)
-        if length < 1:
-            break
-        holders = np.flatnonzero(free > length)
-        chosen = holders[_weighted(rng, free[holders], 1)[0]]
-        free[chosen] -= length + 1
-        dealt.append(length)
-        piece.append(chosen)
-    return np.array(dealt, np.int64), np.array(piece, np.int64)
+def _draw_holder(rng: np.random.Generator, free: list[int], length: int) -> int:
+    """A piece with more than `length` free tokens, drawn in proportion to them."""
+    holders = [piece for piece, tokens in enumerate(free) if tokens > length]
+    tickets = list(itertools.accumulate(free[piece] for piece in holders))
+    return holders[bisect.bisect_right(tickets, int(rng.integers(tickets[-1])))]
 
 
-def _weighted(rng: np.random.Generator, weights: np.ndarray, count: int) -> np.ndarray:
-    """Draws `count` indices in proportion to positive integer `weights`."""
-    cumulative = np.cumsum(weights)
-    return np.searchsorted(cumulative, rng.integers(0, cumulative[-1], count), side="right")
+def _filled(lengths: np.ndarray, piece: np.ndarray, pieces: Pieces) -> np.ndarray:
+    """Tokens of each piece that its spans and the gaps behind them take: int64 [P]."""
+    return np.bincount(piece, lengths + 1, len(pieces.start)).astype(np.int64)
 
 
-def _sums_within(values: np.ndarray, group: np.ndarray) -> np.ndarray:
-    """Sum of the earlier `values` of the same group; `group` is sorted."""
-    before = np.cumsum(values) - values
-    return before - before[np.searchsorted(group, group)]
-
-
-def _place(
-    rng: np.random.Generator, lengths: np.ndarray, piece: np.ndarray, pieces: Pieces
-) -> np.ndarray:
+def _place(rngs: Generators, lengths: np.ndarray, piece: np.ndarray, pieces: Pieces) -> np.ndarray:
     """First tokens [k] of spans dealt to pieces (sorted by piece), with a gap after each.
 
     GLM 2021: a text of n tokens with k spans has slack m = n - sum(lengths) - k + 1; span i starts
     at p_i + sum_{j<i} (length_j + 1) for k sorted draws p_i from 0..m.
     """
-    count = len(pieces.start)
-    room = pieces.text_end - pieces.text_start
-    filled = np.bincount(piece, lengths + 1, count).astype(np.int64)
-    shift = rng.integers(0, room[piece] - filled[piece] + 2)
-    shift = shift[np.lexsort((shift, piece))]
-    return pieces.text_start[piece] + shift + _sums_within(lengths + 1, piece)
+    slack = (pieces.room - _filled(lengths, piece, pieces))[piece] + 1
+    count = group_sizes(pieces.row[piece], len(rngs))
+    shift = integers(rngs, np.zeros_like(slack), slack + 1, count)
+    shift = sorted_within(shift, piece)
+    return pieces.text_start[piece] + shift + sums_before(lengths + 1, piece)
 
 
 def sentence_spans(
-    rng: np.random.Generator,
+    rngs: Generators,
     tokens: np.ndarray,
     pieces: Pieces,
     is_sentence_end: np.ndarray,
-    max_blanks: int,
+    max_blanks: np.ndarray,
     config: ObjectiveConfig,
 ) -> Blanks:
-    """Whole sentences in random order until `int(mask_ratio * len(tokens))` tokens or K blanks.
+    """Whole sentences in random order until `mask_ratio` of a row's tokens or K blanks.
 
     The pieces take turns, so that few of them are left without a target. A sentence runs to a token
     that ends one, or to the end of its piece's text. Two blanks may be adjacent. The published
@@ -267,42 +338,44 @@ def sentence_spans(
     copied.
 
     Args:
-      tokens: int32 [S], the row's window.
+      tokens: int32 [S], the windows of the rows.
       is_sentence_end: bool [vocab_size], see `sentence_ends`.
-      max_blanks: K, most blanks of the row.
+      max_blanks: int64 [R], most blanks of each row.
     """
-    start, end = _sentences(tokens, pieces, is_sentence_end)
-    chosen = _in_turns(rng.permutation(len(start)), np.searchsorted(pieces.end, end))
-    masked = np.cumsum((end - start)[chosen])
-    enough = int(np.searchsorted(masked, int(config.mask_ratio * len(tokens)))) + 1
-    chosen = np.sort(chosen[: min(enough, max_blanks)])
-    return _in_part_b_order(rng, start[chosen], end[chosen], config.shuffle_spans)
+    start, end, piece = _sentences(tokens, pieces, is_sentence_end)
+    count = group_sizes(pieces.row[piece], len(rngs))
+    order = shuffled(rngs, count)
+    chosen = _in_turns(order, piece, pieces.row[piece])
+    row = pieces.row[piece[chosen]]
+    is_enough = _within_budget((end - start)[chosen], row, pieces, config)
+    chosen = np.sort(chosen[is_enough & (ranks(row) < max_blanks[row])])
+    return _in_part_b_order(rngs, start[chosen], end[chosen], pieces.row[piece[chosen]], config)
 
 
-def _in_turns(order: np.ndarray, group: np.ndarray) -> np.ndarray:
-    """`order` [n], changed so that the k-th of each group comes before any group's k+1-th."""
-    by_group = np.argsort(group[order], kind="stable")
-    _, first = np.unique(group[order][by_group], return_index=True)
-    size = np.diff(np.append(first, len(order)))
-    turn = np.empty(len(order), np.int64)
-    turn[by_group] = np.arange(len(order)) - np.repeat(first, size)
-    return order[np.argsort(turn, kind="stable")]
+def _in_turns(order: np.ndarray, group: np.ndarray, row: np.ndarray) -> np.ndarray:
+    """`order` [n], changed so that in a row the k-th of each group comes before any k+1-th."""
+    by_group = stable_order(group[order])
+    turn = np.empty_like(order)
+    turn[by_group] = ranks(group[order][by_group])
+    return order[np.lexsort((turn, row[order]))]
 
 
 def _sentences(
     tokens: np.ndarray, pieces: Pieces, is_sentence_end: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    marked = np.flatnonzero(is_sentence_end[tokens]) + 1
-    end = np.union1d(marked, pieces.text_end)
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """First tokens of the sentences, ends, and the pieces they lie in."""
+    is_last = is_sentence_end[tokens]
+    is_last[pieces.text_end[pieces.text_end > 0] - 1] = True
+    end = np.flatnonzero(is_last) + 1
     piece = np.searchsorted(pieces.end, end)
     before = np.concatenate(([0], end[:-1]))
     start = np.maximum(before, pieces.text_start[piece])
     is_text = (start < end) & (end <= pieces.text_end[piece])
-    return start[is_text], end[is_text]
+    return start[is_text], end[is_text], piece[is_text]
 
 
 def document_spans(
-    rng: np.random.Generator, pieces: Pieces, max_blanks: int, config: ObjectiveConfig
+    rngs: Generators, pieces: Pieces, max_blanks: np.ndarray, config: ObjectiveConfig
 ) -> Blanks:
     """One long span per piece: a prefix split, or a blank inside the text.
 
@@ -312,24 +385,28 @@ def document_spans(
     length is uniform from `document_min_ratio` of the piece up (GLM 2021 draws it per batch).
 
     Args:
-      max_blanks: K, most blanks of the row. Where it has more pieces, the shortest stay context.
+      max_blanks: int64 [R], most blanks of each row. Where it has more pieces, the shortest stay
+        context.
     """
-    size = pieces.end - pieces.start
-    room = pieces.text_end - pieces.text_start
-    piece = _longest(np.flatnonzero((size >= 3) & (room >= 2)), size, max_blanks)
-    infill = rng.random(len(piece)) < config.document_infill_prob
+    size, room = pieces.size, pieces.room
+    piece = _longest((size >= 3) & (room >= 2), size, pieces, max_blanks)
+    count = group_sizes(pieces.row[piece], len(rngs))
+    size, room = size[piece], room[piece]
+    infill = draw(np.random.Generator.random, rngs, count.tolist()) < config.document_infill_prob
 
-    longest = np.where(infill, room[piece] - 1, size[piece] - 2)
-    shortest = (config.document_min_ratio * size[piece]).astype(np.int64)
-    shortest = np.clip(shortest, 1, longest)
-    length = rng.integers(shortest, longest + 1)
-    inside = pieces.text_start[piece] + rng.integers(0, np.maximum(room[piece] - length, 0) + 1)
-    start = np.where(infill, inside, pieces.end[piece] - length)
+    longest = np.where(infill, room - 1, size - 2)
+    shortest = np.clip((config.document_min_ratio * size).astype(np.int64), 1, longest)
+    length = integers(rngs, shortest, longest + 1, count)
+    slack = np.maximum(room - length, 0)
+    shift = integers(rngs, np.zeros_like(slack), slack + 1, count)
+    start = np.where(infill, pieces.text_start[piece] + shift, pieces.end[piece] - length)
     return Blanks(start, start + length, infill)
 
 
 def _in_part_b_order(
-    rng: np.random.Generator, start: np.ndarray, end: np.ndarray, shuffle: bool
+    rngs: Generators, start: np.ndarray, end: np.ndarray, row: np.ndarray, config: ObjectiveConfig
 ) -> Blanks:
-    order = rng.permutation(len(start)) if shuffle else np.arange(len(start))
-    return Blanks(start[order], end[order], np.ones(len(start), bool))
+    if config.shuffle_spans:
+        order = shuffled(rngs, group_sizes(row, len(rngs)))
+        start, end = start[order], end[order]
+    return Blanks(start, end, np.ones(len(start), bool))

@@ -40,9 +40,9 @@ class Window:
           rows: the row indices of its batch.
           waited: seconds that the loop stood still for that batch.
         """
+        self._waited += waited  # before what may restart the clock: it is over by now
         self._read_pending()
         self._pending = _Pending(step, rows, metrics)
-        self._waited += waited
 
     @property
     def is_empty(self) -> bool:

@@ -49,7 +49,9 @@ def example(prompt: int, answer: int) -> np.ndarray:
 
 def test_an_example_as_arrays(make_config):
     tokens = np.concatenate((example(3, 2), example(1, 1)))
-    sample = instruction.build(tokens, split_pieces(tokens, SPECIAL), SPECIAL, make_config().model)
+    sample = instruction.build(
+        tokens, split_pieces(tokens, SPECIAL), SPECIAL, make_config().model, len(tokens)
+    )
     cls, mask, sop, eop = SPECIAL.cls, SPECIAL.mask, SPECIAL.sop, SPECIAL.eop
     assert sample.tokens.tolist() == [cls, 20, 21, 22, mask, sop, 100, 101, cls, 20, mask, sop, 100]
     assert sample.targets[sample.weights > 0].tolist() == [100, 101, eop, 100, eop]
@@ -61,7 +63,7 @@ def test_an_example_as_arrays(make_config):
 def test_glm_130b_counts_answers_on(make_config):
     tokens = example(3, 2)
     model = preset("glm_130b")
-    sample = instruction.build(tokens, split_pieces(tokens, SPECIAL), SPECIAL, model)
+    sample = instruction.build(tokens, split_pieces(tokens, SPECIAL), SPECIAL, model, len(tokens))
     assert sample.position.tolist() == list(range(8))
 
 

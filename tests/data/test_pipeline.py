@@ -71,8 +71,8 @@ def test_workers_change_nothing(rows):
 
 
 class FaultyRows:
-    def __getitem__(self, index):
-        raise UserError(f"row {index} cannot be read")
+    def build(self, indices):
+        raise UserError(f"row {indices[0]} cannot be read")
 
 
 @pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])

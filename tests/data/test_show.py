@@ -55,17 +55,17 @@ def test_a_stream_is_shown_in_its_blanks(data_dir):
 @pytest.mark.parametrize("objective", ["causal", "prefix", "masked"])
 def test_texts_without_blanks(data_dir, objective):
     tokenizer = Tokenizer.load(data_dir / "tokenizer")
-    special, rng = tokenizer.special, np.random.default_rng(0)
+    special, rngs = tokenizer.special, [np.random.default_rng(0)]
     text = "Gold is yellow and iron grey."
     tokens = np.concatenate(([special.cls], tokenizer.encode(text), [special.eos]))
     tokens = tokens.astype(np.int32)
-    pieces = split_pieces(tokens, special)
+    pieces, options = split_pieces(tokens, special), {"length": len(tokens), "special": special}
     if objective == "causal":
-        sample = in_place.causal(tokens, pieces)
+        sample = in_place.causal(tokens, pieces, **options)
     elif objective == "prefix":
-        sample = in_place.prefix(rng, tokens, pieces)
+        sample = in_place.prefix(rngs, tokens, pieces, **options)
     else:
-        sample = in_place.masked(rng, tokens, pieces, mask_ratio=0.5, mask_id=special.mask)
+        sample = in_place.masked(rngs, tokens, pieces, mask_ratio=0.5, **options)
     row = infill.pack([sample], 64, objective=objective, source=0, special=special)
     shown = show_row(7, row, ["en"], tokenizer).plain
     assert f"row 7  en, {objective}: {len(tokens)} of 64 slots" in shown

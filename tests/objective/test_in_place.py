@@ -43,7 +43,9 @@ def check_plain(row, tokens):
 
 def test_causal_golden():
     tokens = np.array([3, 21, 22, 2, 3, 2, 23], np.int32)
-    row = in_place.causal(tokens, split_pieces(tokens, SPECIAL))
+    row = in_place.causal(
+        tokens, split_pieces(tokens, SPECIAL), length=len(tokens), special=SPECIAL
+    )
     assert row.tokens.tolist() == tokens.tolist()
     assert row.targets.tolist() == [21, 22, 2, 2, 2, 2, 23]
     assert row.weights.tolist() == [1, 1, 1, 0, 1, 0, 0]
@@ -56,7 +58,9 @@ def test_causal_golden():
 @hypothesis.given(windows())
 @hypothesis.settings(max_examples=80, deadline=None)
 def test_causal(tokens):
-    row = in_place.causal(tokens, split_pieces(tokens, SPECIAL))
+    row = in_place.causal(
+        tokens, split_pieces(tokens, SPECIAL), length=len(tokens), special=SPECIAL
+    )
     check_plain(row, tokens)
     for piece in documents(tokens):
         for slot in piece:
@@ -69,7 +73,8 @@ def test_causal(tokens):
 @hypothesis.given(windows(), st.integers(0, 1000))
 @hypothesis.settings(max_examples=80, deadline=None)
 def test_prefix(tokens, seed):
-    row = in_place.prefix(np.random.default_rng(seed), tokens, split_pieces(tokens, SPECIAL))
+    rngs, pieces = [np.random.default_rng(seed)], split_pieces(tokens, SPECIAL)
+    row = in_place.prefix(rngs, tokens, pieces, length=len(tokens), special=SPECIAL)
     check_plain(row, tokens)
     assert row.tokens.tolist() == tokens.tolist()
     for piece in documents(tokens):
@@ -85,7 +90,11 @@ def test_prefix(tokens, seed):
 def test_prefix_cuts_are_uniform():
     tokens = np.arange(20, 26, dtype=np.int32)
     pieces, rng = split_pieces(tokens, SPECIAL), np.random.default_rng(0)
-    cuts = [in_place.prefix(rng, tokens, pieces).kv_end[0] for _ in range(5000)]
+    rows = [
+        in_place.prefix([rng], tokens, pieces, length=len(tokens), special=SPECIAL)
+        for _ in range(5000)
+    ]
+    cuts = [row.kv_end[0] for row in rows]
     assert np.allclose(np.bincount(cuts)[1:] / 5000, 1 / 5, atol=0.02)
 
 
@@ -93,11 +102,12 @@ def test_prefix_cuts_are_uniform():
 @hypothesis.settings(max_examples=80, deadline=None)
 def test_masked(tokens, seed, ratio):
     row = in_place.masked(
-        np.random.default_rng(seed),
+        [np.random.default_rng(seed)],
         tokens,
         split_pieces(tokens, SPECIAL),
         mask_ratio=ratio,
-        mask_id=SPECIAL.mask,
+        length=len(tokens),
+        special=SPECIAL,
     )
     check_plain(row, tokens)
     assert row.targets.tolist() == tokens.tolist()
@@ -110,3 +120,30 @@ def test_masked(tokens, seed, ratio):
     assert set(masked) <= set(text), "neither [CLS] nor an eos is masked"
     expected = [SPECIAL.mask if slot in masked else token for slot, token in enumerate(tokens)]
     assert row.tokens.tolist() == expected
+
+
+@hypothesis.given(st.lists(windows(), min_size=1, max_size=4), st.integers(0, 1000))
+@hypothesis.settings(max_examples=60, deadline=None)
+def test_rows_that_are_built_together(texts, seed):
+    """Each is what it is alone, with padding behind it."""
+    length = max(map(len, texts)) + seed % 2
+
+    def build(texts, seeds, length):
+        tokens, row_end = np.concatenate(texts), np.cumsum([len(text) for text in texts])
+        pieces = split_pieces(tokens, SPECIAL, (), row_end)
+        rngs = [np.random.default_rng(seed) for seed in seeds]
+        options = {"length": length, "special": SPECIAL}
+        return (
+            in_place.causal(tokens, pieces, **options),
+            in_place.prefix(rngs, tokens, pieces, **options),
+            in_place.masked(rngs, tokens, pieces, mask_ratio=0.3, **options),
+        )
+
+    seeds = range(seed, seed + len(texts))
+    for number, together in enumerate(build(texts, seeds, length)):
+        for place, (text, own) in enumerate(zip(texts, seeds, strict=True)):
+            alone = build([text], [own], len(text))[number]
+            row = [field[place * length : (place + 1) * length] for field in together]
+            for name, field, expected in zip(alone._fields, row, alone, strict=True):
+                padding = SPECIAL.pad if name in ("tokens", "targets") else 0
+                assert field.tolist() == expected.tolist() + [padding] * (length - len(text)), name

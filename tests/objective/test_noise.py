@@ -18,7 +18,7 @@ def make_samples(seed: int, blanks: int = 6):
     documents = [[SPECIAL.cls, *rng.integers(20, 200, n), SPECIAL.eos] for n in (40, 3, 60)]
     tokens = np.concatenate(documents).astype(np.int32)[:-1]
     pieces = split_pieces(tokens, SPECIAL)
-    spans = token_spans(rng, pieces, blanks, ObjectiveConfig())
+    spans = token_spans([rng], pieces, np.array([blanks]), ObjectiveConfig())
     return rng, infill.build_pieces(
         tokens, pieces.end, spans, mask_id=SPECIAL.mask, special=SPECIAL
     )
@@ -98,7 +98,7 @@ def test_single_spans(lengths, max_blanks, seed):
         [[SPECIAL.cls, *rng.integers(20, 200, n), SPECIAL.eos] for n in lengths]
     ).astype(np.int32)
     pieces = split_pieces(tokens, SPECIAL)
-    blanks = single_spans(rng, pieces, max_blanks, ObjectiveConfig())
+    blanks = single_spans([rng], pieces, np.array([max_blanks]), ObjectiveConfig())
     piece = np.searchsorted(pieces.end, blanks.start, side="right")
     assert len(set(piece)) == len(piece) == min(sum(n >= 2 for n in lengths), max_blanks)
     assert blanks.eop.all()

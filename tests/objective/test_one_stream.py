@@ -38,7 +38,8 @@ def test_every_text_has_one_stream(lengths, max_blanks, seed):
     documents = [[SPECIAL.cls, *rng.integers(20, 200, n), SPECIAL.eos] for n in lengths]
     tokens = np.concatenate(documents).astype(np.int32)
     pieces = split_pieces(tokens, SPECIAL)
-    blanks = token_spans(rng, pieces, max_blanks, ObjectiveConfig(shuffle_spans=False))
+    config = ObjectiveConfig(shuffle_spans=False)
+    blanks = token_spans([rng], pieces, np.array([max_blanks]), config)
     samples = infill.build_pieces(tokens, pieces.end, blanks, mask_id=MASK, special=SPECIAL)
     row = one_stream(samples, SPECIAL)
     for field in row._fields:

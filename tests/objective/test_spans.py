@@ -43,7 +43,8 @@ def test_lengths_follow_the_published_sampler():
     """3000 documents of 512 tokens in the published code: 15.14 % masked in 24.54 spans."""
     config = ObjectiveConfig(span_sampling="budget")
     rng = np.random.default_rng(0)
-    drawn = [spans.draw_lengths_to_budget(rng, int(0.15 * 512), 99, config) for _ in range(9000)]
+    pieces = spans.split_pieces(np.full(512, 30, np.int32), SPECIAL)
+    drawn = [spans.draw_to_budget([rng], pieces, np.array([99]), config)[0] for _ in range(9000)]
     assert np.mean([len(lengths) for lengths in drawn]) == pytest.approx(24.54, abs=0.15)
     assert np.mean([lengths.sum() for lengths in drawn]) / 512 == pytest.approx(0.1514, abs=5e-4)
     lengths = np.concatenate(drawn)
@@ -57,7 +58,8 @@ def test_length_distribution_is_a_truncated_poisson():
     assert probabilities[1] / probabilities[0] == pytest.approx(3 / 2)
     assert probabilities.sum() == pytest.approx(1)
     assert spans.length_moments(3.0, 39)[0] == pytest.approx(3.157, abs=1e-3)
-    lengths = spans.draw_lengths(np.random.default_rng(0), 1000, ObjectiveConfig(max_span_length=2))
+    config = ObjectiveConfig(max_span_length=2)
+    lengths = spans.draw_lengths([np.random.default_rng(0)], np.array([1000]), config)
     assert set(lengths) == {1, 2}
 
 
@@ -69,7 +71,7 @@ def test_places_are_uniform():
     rng = np.random.default_rng(0)
     counts = {}
     for _ in range(3000):
-        start = spans.token_spans(rng, pieces, 2, config).start
+        start = spans.token_spans([rng], pieces, np.array([2]), config).start
         key = tuple(sorted(start - 1))
         counts[key] = counts.get(key, 0) + 1
     # The gap method draws places with replacement: a tie is half as likely as an ordered pair.
@@ -82,9 +84,9 @@ def test_places_are_uniform():
 def test_token_spans(tokens, max_blanks, seed, longest):
     pieces = spans.split_pieces(tokens, SPECIAL)
     room = pieces.text_end - pieces.text_start
-    blanks = spans.token_spans(
-        np.random.default_rng(seed), pieces, max_blanks, ObjectiveConfig(max_span_length=longest)
-    )
+    config = ObjectiveConfig(max_span_length=longest)
+    rngs = [np.random.default_rng(seed)]
+    blanks = spans.token_spans(rngs, pieces, np.array([max_blanks]), config)
     check_no_blank_is_out_of_place(tokens, blanks, gap=1)
     assert not (tokens[blanks.end - 1] == SPECIAL.eos).any()
     assert (blanks.end - blanks.start).max(initial=0) <= longest
@@ -104,8 +106,9 @@ def test_token_spans(tokens, max_blanks, seed, longest):
 def test_sentence_spans(tokens, max_blanks, seed):
     pieces = spans.split_pieces(tokens, SPECIAL)
     config = ObjectiveConfig()
+    rngs = [np.random.default_rng(seed)]
     blanks = spans.sentence_spans(
-        np.random.default_rng(seed), tokens, pieces, IS_SENTENCE_END, max_blanks, config
+        rngs, tokens, pieces, IS_SENTENCE_END, np.array([max_blanks]), config
     )
     check_no_blank_is_out_of_place(tokens, blanks, gap=0)
     is_text = (tokens != SPECIAL.cls) & (tokens != SPECIAL.eos)
@@ -129,7 +132,8 @@ def test_document_spans(tokens, max_blanks, seed, min_ratio):
     pieces = spans.split_pieces(tokens, SPECIAL)
     size = pieces.end - pieces.start
     config = ObjectiveConfig(document_min_ratio=min_ratio)
-    blanks = spans.document_spans(np.random.default_rng(seed), pieces, max_blanks, config)
+    rngs = [np.random.default_rng(seed)]
+    blanks = spans.document_spans(rngs, pieces, np.array([max_blanks]), config)
     check_no_blank_is_out_of_place(tokens, blanks, gap=0)
     piece = np.searchsorted(pieces.end, blanks.start, side="right")
     assert len(set(piece)) == len(piece) <= max_blanks
@@ -154,7 +158,7 @@ def test_infill_probability_decides_between_blank_and_split():
     pieces = spans.split_pieces(document(np.random.default_rng(0), 50), SPECIAL)
     for probability in (0.0, 1.0):
         config = ObjectiveConfig(document_infill_prob=probability)
-        blanks = spans.document_spans(np.random.default_rng(0), pieces, 1, config)
+        blanks = spans.document_spans([np.random.default_rng(0)], pieces, np.array([1]), config)
         assert blanks.eop.tolist() == [bool(probability)]
 
 
@@ -165,7 +169,7 @@ def test_order_of_part_b(sampling):
 
     def starts(shuffle):
         config = ObjectiveConfig(shuffle_spans=shuffle, span_sampling=sampling)
-        return spans.token_spans(np.random.default_rng(0), pieces, 14, config).start
+        return spans.token_spans([np.random.default_rng(0)], pieces, np.array([14]), config).start
 
     assert (np.diff(starts(shuffle=False)) > 0).all()
     assert (np.diff(starts(shuffle=True)) < 0).any()
@@ -182,7 +186,8 @@ def test_the_same_generator_gives_the_same_spans():
     tokens = document(np.random.default_rng(0), 300)
     pieces = spans.split_pieces(tokens, SPECIAL)
     one, two = (
-        spans.token_spans(np.random.default_rng(5), pieces, 14, ObjectiveConfig()) for _ in range(2)
+        spans.token_spans([np.random.default_rng(5)], pieces, np.array([14]), ObjectiveConfig())
+        for _ in range(2)
     )
     assert all((a == b).all() for a, b in zip(one, two, strict=True))
 
@@ -196,7 +201,12 @@ def test_sentence_blanks_spread_over_the_pieces():
     config = ObjectiveConfig(mask_ratio=0.9)
     for seed in range(20):
         blanks = spans.sentence_spans(
-            np.random.default_rng(seed), tokens, pieces, np.arange(32) == sentence_end, 4, config
+            [np.random.default_rng(seed)],
+            tokens,
+            pieces,
+            np.arange(32) == sentence_end,
+            np.array([4]),
+            config,
         )
         assert sorted(blanks.start // len(text[0])) == [0, 1, 2, 3]
 
@@ -216,6 +226,6 @@ def test_further_cuts(tokens, cuts):
     whole = spans.split_pieces(tokens, SPECIAL)
     assert set(pieces.end) == set(whole.end) | set(cuts)
     assert pieces.start.tolist() == [0, *pieces.end[:-1]]
-    for start, end, text_start, text_end in zip(*pieces, strict=True):
+    for start, end, text_start, text_end, _ in zip(*pieces, strict=True):
         text = [i for i in range(start, end) if tokens[i] not in (SPECIAL.cls, SPECIAL.eos)]
         assert list(range(text_start, text_end)) == text

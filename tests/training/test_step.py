@@ -210,8 +210,9 @@ def test_spans_are_told_apart_without_block_positions():
 def test_texts_without_spans_have_no_exact_match(one_device):
     """Loss and accuracy of a causal row; the exact match counts spans alone."""
     tokens = np.random.default_rng(0).integers(16, 60, 20).astype(np.int32)
-    sample = in_place.causal(tokens, split_pieces(tokens, SpecialTokens()))
-    rows = [infill.pack([sample], 24, objective="causal", source=0, special=SpecialTokens())] * 2
+    special = SpecialTokens()
+    sample = in_place.causal(tokens, split_pieces(tokens, special), length=20, special=special)
+    rows = [infill.pack([sample], 24, objective="causal", source=0, special=special)] * 2
     batch = Batch(*map(np.stack, zip(*rows, strict=True)))
     nll = np.where(batch.weights > 0, 2.0, 0.0).astype(np.float32)
     figures = summarise(batch_sums(batch, TokenStats(nll, batch.weights > 0), 1), ["en"])
