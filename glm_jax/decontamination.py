@@ -15,7 +15,7 @@ import numpy as np
 from glm_jax.documents import check_readable, chunks
 from glm_jax.documents.document import RecordError, string_field
 from glm_jax.errors import UserError
-from glm_jax.text_units import find_units, normalised
+from glm_jax.text_units import find_units
 from glm_jax.tokenizer import BLANK
 
 DEFAULT_NGRAM = 13
@@ -92,11 +92,11 @@ class Decontaminator:
         return self.first_matches([text])[0] is not None
 
     def first_matches(self, texts: Sequence[str]) -> list[str | None]:
-        """For each text its first place that is one of the n-grams, normalised, or None.
+        """For each text the first piece of it that is one of the n-grams, or None.
 
-        A contaminated text is one with a match. A megabyte of text at once is a good measure.
+        A contaminated text is one with a match. About 400,000 characters at once are good:
+        20 MB/s of either language on one core, and of single documents of 100 characters 1.4.
         """
-        texts = [normalised(text) for text in texts]
         joined = "\n".join(texts)
         units = find_units(joined)
         matches: list[str | None] = [None] * len(texts)
@@ -128,7 +128,7 @@ class Decontaminator:
         """The units of the texts as values, uint64 [n] each, and how many texts are too short."""
         chosen, too_short = [], 0
         for text in texts:
-            values = find_units(normalised(text)).values
+            values = find_units(text).values
             if len(values) < min(self.ngram, MIN_UNITS):
                 too_short += 1
             else:

@@ -2,7 +2,7 @@
 
 Units are lower-cased words, and single characters of Chinese and Japanese, which write no spaces:
 what a word is would depend on a segmenter, and a segmenter on the text around it. Punctuation,
-white space and forms (full-width, ligatures) do not count.
+white space and the forms of a character (full-width, circled) do not count.
 """
 
 import functools
@@ -20,7 +20,7 @@ _CHARACTERS = (
     (0xF900, 0xFAFF),
     (0x20000, 0x323AF),
 )
-_CODE_POINTS = 0x110000
+_CODE_POINTS = 0x323B0  # those beyond are no letters
 
 # A text is done in pieces, so that the powers stay in the cache of the processor.
 _PIECE_CHARACTERS = 1 << 14
@@ -39,13 +39,8 @@ class Units(NamedTuple):
     ends: np.ndarray
 
 
-def normalised(text: str) -> str:
-    """The form in which texts are compared: NFKC, lower case."""
-    return unicodedata.normalize("NFKC", text).lower()
-
-
 def find_units(text: str) -> Units:
-    """The units of a normalised text."""
+    """The units of a text."""
     pieces, start = [], 0
     while start < len(text):
         cut = _BETWEEN_WORDS.search(text, start + _PIECE_CHARACTERS)
@@ -62,12 +57,12 @@ def find_units(text: str) -> Units:
 
 def _units_of_piece(text: str) -> Units:
     code_points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
-    kinds = _kinds()[code_points]
-    starts, ends = _bounds(kinds)
+    folded = _folded().take(code_points, mode="clip")
+    starts, ends = _bounds(_kinds().take(folded, mode="clip"))
     # A word is sum of c_k base**k over its characters c_k, mixed so that its bits look random.
     powers, inverses = _powers(max(1 << len(text).bit_length(), 2 * _PIECE_CHARACTERS))
     sums = np.zeros(len(text) + 1, np.uint64)
-    (code_points * powers[: len(text)]).cumsum(out=sums[1:])
+    (folded * powers[: len(text)]).cumsum(out=sums[1:])
     values = (sums[ends] - sums[starts]) * inverses[starts]
     values ^= values >> np.uint64(32)
     values *= _MIX
@@ -82,6 +77,21 @@ def _bounds(kinds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     starts[1:] &= ~letters[:-1]
     ends[:-1] &= ~letters[1:]
     return (starts | characters).nonzero()[0], (ends | characters).nonzero()[0] + 1
+
+
+@functools.cache
+def _folded() -> np.ndarray:
+    """The code point that stands for each: lower case, NFKC where that is one character; uint32.
+
+    The last one stands for all beyond.
+    """
+    folded = np.arange(_CODE_POINTS, dtype=np.uint32)
+    for code_point in range(_CODE_POINTS - 1):
+        character = chr(code_point)
+        form = unicodedata.normalize("NFKC", character).lower()
+        if form != character and len(form) == 1:
+            folded[code_point] = ord(form)
+    return folded
 
 
 @functools.cache

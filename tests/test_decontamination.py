@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from glm_jax.decontamination import Decontaminator, EvaluationCounts
 from glm_jax.errors import UserError
-from glm_jax.text_units import find_units, normalised
+from glm_jax.text_units import find_units
 
 WORDS = [f"word{i}" for i in range(40)]
 SENTENCE = "The quick brown fox jumps over the lazy dog and runs far away from here"
@@ -17,9 +17,8 @@ CHINESE = "今天天气很好我们一起去公园散步吧"
 
 
 def units(text):
-    text = normalised(text)
     found = find_units(text)
-    return [text[start:end] for start, end in zip(found.starts, found.ends, strict=True)]
+    return [text[start:end].lower() for start, end in zip(found.starts, found.ends, strict=True)]
 
 
 @pytest.mark.parametrize(
@@ -30,7 +29,7 @@ def units(text):
         ("Hello, WORLD_2!", ["hello", "world", "2"]),
         ("don't", ["don", "t"]),
         ("用Python写，很 简单。", ["用", "python", "写", "很", "简", "单"]),
-        ("ＡＢ１２ ﬁne", ["ab12", "fine"]),
+        ("ＡＢ１２ \U000e0100x", ["ａｂ１２", "x"]),
         ("ひらカナ 한국어", ["ひ", "ら", "カ", "ナ", "한국어"]),
         ("\U00020000a", ["\U00020000", "a"]),
         ("a\ud800b", ["a", "b"]),
@@ -38,6 +37,11 @@ def units(text):
 )
 def test_units(text, expected):
     assert units(text) == expected
+
+
+def test_forms_of_a_character_are_one():
+    for form, plain in (("ＡＢ１２", "ab12"), ("①", "1"), ("É", "é"), ("Ω", "ω")):
+        assert find_units(form).values.tolist() == find_units(plain).values.tolist()
 
 
 def test_units_of_a_long_text_are_those_of_its_words():
@@ -49,7 +53,7 @@ def test_units_of_a_long_text_are_those_of_its_words():
 
 @given(st.lists(st.text(st.sampled_from("abA中 ,"), min_size=1), max_size=4))
 def test_equal_units_have_equal_values_and_others_do_not(parts):
-    text = normalised(" ".join(parts))
+    text = " ".join(parts)
     values = find_units(text).values.tolist()
     spelled = units(text)
     assert len(set(zip(values, spelled, strict=True))) == len(set(values)) == len(set(spelled))
@@ -67,7 +71,7 @@ def test_equal_units_have_equal_values_and_others_do_not(parts):
 def test_a_shared_ngram_is_found(text):
     finder = Decontaminator([SENTENCE])
     assert finder.is_contaminated(text)
-    assert normalised(SENTENCE).split()[3] in finder.first_matches([text])[0]
+    assert "fox" in finder.first_matches([text])[0].lower()
 
 
 @pytest.mark.parametrize(

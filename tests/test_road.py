@@ -20,7 +20,7 @@ def test_the_road(tmp_path):
     succeed("-m", "glm_jax.almanac", f"--out={almanac}")
     inputs = [f"--input={almanac}/corpus_{language}.jsonl" for language in ("en", "zh")]
     printed = succeed("tokenizers/train.py", *inputs, "--vocab_size=1000", f"--out={tokenizer}")
-    assert "tokens per character" in printed
+    assert "tokens/char" in printed
     succeed("-m", "glm_jax.prepare", *inputs, f"--tokenizer={tokenizer}", f"--out={data}")
 
     train = ("-m", "glm_jax.train", "--config=configs/glm_tiny.py", f"--config.data.dir={data}")
