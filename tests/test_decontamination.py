@@ -4,7 +4,7 @@ import random
 
 import pytest
 from commands import run_command
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from glm_jax.decontamination import Decontaminator, EvaluationCounts
@@ -51,6 +51,7 @@ def test_units_of_a_long_text_are_those_of_its_words():
     assert found.values.tolist() == [value for values in expected for value in values.tolist()]
 
 
+@settings(deadline=None)  # the first call builds tables
 @given(st.lists(st.text(st.sampled_from("abA中 ,"), min_size=1), max_size=4))
 def test_equal_units_have_equal_values_and_others_do_not(parts):
     text = " ".join(parts)
@@ -95,6 +96,7 @@ def test_chinese_is_compared_by_characters():
     assert not finder.is_contaminated(CHINESE[1:13])
 
 
+@settings(deadline=None)  # the first call builds tables
 @given(
     evaluation=st.lists(st.lists(st.sampled_from(WORDS[:4]), max_size=8), min_size=1, max_size=4),
     texts=st.lists(st.lists(st.sampled_from(WORDS[:5]), max_size=12), max_size=5),
