@@ -7,13 +7,15 @@ line), gzipped or not. DATA gets a TFDS array_record dataset `<language>/<versio
 with the splits train and validation, a copy of the tokenizer, and manifest.json. Documents are
 shuffled once, here. DATA appears only when it is complete.
 
-  python -m glm_jax.prepare --show_rows=400:408 --workdir=RUN
+  python -m glm_jax.prepare --show=3 --config=configs/X.py --config.data.dir=DATA
+  python -m glm_jax.prepare --show=400:408 --workdir=RUN
 
-prints training rows of a run, such as those of a step that metrics.jsonl calls bad.
+print training rows that a config makes of data, or that a run was trained on, such as those of a
+step that metrics.jsonl calls bad.
 
   python -m glm_jax.prepare --check_rows=1000 --workdir=RUN
 
-proves of its first training rows that they hold their text whole and that no slot sees what it must
+proves of the first training rows, also of a config's, that they hold their text whole and that no slot sees what it must
 not.
 """
 
@@ -22,6 +24,7 @@ import pathlib
 import typing
 from collections.abc import Sequence
 from dataclasses import fields
+from typing import NamedTuple
 
 from absl import flags
 from rich import console
@@ -103,17 +106,18 @@ def define_flags() -> None:
     )
     flags.DEFINE_bool("overwrite", False, "Replace an earlier dataset, or a part of one, at --out.")
     flags.DEFINE_string("verify", None, "A dataset of which to check every file.")
-    flags.DEFINE_string("show_rows", None, "FIRST:END, training rows of --workdir to print.")
-    flags.DEFINE_integer("check_rows", None, "Number of training rows of --workdir to check.", 1)
-    flags.DEFINE_string("workdir", None, "The run of --show_rows and --check_rows.")
+    flags.DEFINE_string("show", None, "Training rows to print: so many, or FIRST:END.")
+    flags.DEFINE_integer("check_rows", None, "Number of training rows to check.", 1)
+    flags.DEFINE_string("workdir", None, "The run of --show and --check_rows, or --config.")
+    cli.define_config_flag()
 
 
 def main() -> None:
-    if FLAGS.show_rows:
-        show_rows(FLAGS.show_rows, pathlib.Path(cli.required("workdir")))
+    if FLAGS.show:
+        show_rows(FLAGS.show, _training_rows())
         return
     if FLAGS.check_rows:
-        check_run(FLAGS.check_rows, pathlib.Path(cli.required("workdir")))
+        check_run(FLAGS.check_rows, _training_rows())
         return
     if FLAGS.verify:
         print(verify_dataset(FLAGS.verify))
@@ -185,38 +189,68 @@ def prepare(
     return manifest
 
 
-def show_rows(which: str, workdir: pathlib.Path) -> None:
-    """Prints the training rows `FIRST:END` of a run.
+def show_rows(which: str, training: "TrainingRows") -> None:
+    """Prints training rows: the first `which`, or those of `FIRST:END`.
 
     Raises:
-      UserError: no such range, run or data.
+      UserError: no such range, or a source cannot be read.
     """
-    first, _, end = which.partition(":")
+    first, _, end = which.rpartition(":")
+    first = first or "0"
     if not (first.isdecimal() and end.isdecimal() and int(first) < int(end)):
-        raise UserError(f"--show_rows must be FIRST:END with FIRST < END, got {which!r}")
+        raise UserError(f"--show must be a number or FIRST:END with FIRST < END, got {which!r}")
     from glm_jax.data.show import show_row
 
-    rows, config, tokenizer = _training_rows(workdir)
     terminal = console.Console(soft_wrap=True, highlight=False)
     for index in range(int(first), int(end)):
-        terminal.print(show_row(index, rows[index], sorted(config.data.sources), tokenizer))
+        row = training.rows[index]
+        terminal.print(show_row(index, row, list(training.rows.streams), training.tokenizer))
 
 
-def check_run(count: int, workdir: pathlib.Path) -> None:
-    """Checks the first `count` training rows of a run and says so.
+def check_run(count: int, training: "TrainingRows") -> None:
+    """Checks the first `count` training rows and says so.
 
     Raises:
-      UserError: the first fault (see `check_rows`), or no such run or data.
+      UserError: the first fault (see `check_rows`).
     """
     from glm_jax.data.check_rows import check_rows
 
-    rows, _, tokenizer = _training_rows(workdir)
-    check_rows(rows, count, tokenizer.special)
+    check_rows(training.rows, count, training.tokenizer.special)
     print(f"{count} rows hold their text whole, and no slot sees what it must not")
 
 
-def _training_rows(workdir: pathlib.Path) -> tuple["Rows", "Config", Tokenizer]:
+class TrainingRows(NamedTuple):
+    """Rows that can be shown."""
+
+    rows: "Rows"
+    tokenizer: Tokenizer
+
+
+def _training_rows() -> TrainingRows:
+    if FLAGS.workdir:
+        return rows_of_run(pathlib.Path(FLAGS.workdir))
+    return rows_of_config(cli.load_config())
+
+
+def rows_of_config(config: "Config") -> TrainingRows:
+    """The training rows that a config describes.
+
+    Raises:
+      UserError: its data cannot be opened.
+    """
     # Every worker process imports this module; JAX and Orbax would take it seconds.
+    from glm_jax.data.dataset import load_tokenizer, open_dataset, with_sources
+
+    tokenizer = load_tokenizer(config)
+    return TrainingRows(open_dataset(with_sources(config), tokenizer).train, tokenizer)
+
+
+def rows_of_run(workdir: pathlib.Path) -> TrainingRows:
+    """The rows that a run was trained on.
+
+    Raises:
+      UserError: no such run, or its data cannot be opened or is not what it was.
+    """
     from glm_jax.data.dataset import open_dataset
     from glm_jax.training.run_folder import load_config
     from glm_jax.training.trained_params import trained_data
@@ -226,7 +260,7 @@ def _training_rows(workdir: pathlib.Path) -> tuple["Rows", "Config", Tokenizer]:
     dataset = open_dataset(config, tokenizer)
     if trained_data(workdir) not in (None, dataset.fingerprint):
         raise UserError(f"{workdir} was trained on other data than {config.data.dir} holds now")
-    return dataset.train, config, tokenizer
+    return TrainingRows(dataset.train, tokenizer)
 
 
 def _sizes(inputs: Sequence[str]) -> dict[str, int]:

@@ -44,9 +44,9 @@ def test_every_objective_has_its_metrics(workdir):
 
 
 def test_rows_of_the_run_are_checked_and_shown(workdir, capsys):
-    prepare.check_run(56, workdir)
+    prepare.check_run(56, prepare.rows_of_run(workdir))
     assert "56 rows hold their text whole" in capsys.readouterr().out
-    prepare.show_rows("0:56", workdir)
+    prepare.show_rows("0:56", prepare.rows_of_run(workdir))
     shown = capsys.readouterr().out
     for name in TEXT_OBJECTIVES:
         assert f", {name}: " in shown

@@ -13,8 +13,8 @@ _BLANK, _TARGET, _FAINT = "bold yellow", "green", "dim"
 def show_row(index: int, row: Batch, source_names: list[str], tokenizer: Tokenizer) -> Text:
     """A headline, then a paragraph for each packed text.
 
-    A blank is shown as `[MASK:n=answer]`, n being its place in the order in which the model writes
-    the spans, k tokens masked in place as `[MASK*k=text]`, and a text that is generated from its
+    A blank is shown as `[MASK:n@p=answer]`, n being its place in the order in which the model writes
+    the spans and p the position of its answer's first token, k tokens masked in place as `[MASK*k=text]`, and a text that is generated from its
     beginning as `beginning|rest`.
 
     Args:
@@ -74,7 +74,8 @@ def _show_blanks(sample: Batch, tokenizer: Tokenizer) -> Text:
     for blank in sorted(filled):
         text.append(_with_noise(sample.tokens[start:blank], tokenizer))
         name = tokenizer.pieces[sample.tokens[blank]].strip("[]")
-        text.append(f"[{name}:{orders[blank]}=", _BLANK)
+        position = sample.position[filled[blank][0]]
+        text.append(f"[{name}:{orders[blank]}@{position}=", _BLANK)
         text.append(tokenizer.decode(sample.targets[filled[blank]]), _TARGET)
         text.append("]", _BLANK)
         start = blank + 1

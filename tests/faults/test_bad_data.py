@@ -51,14 +51,14 @@ def test_planted_rows_are_skipped_and_named(run_config, poison, tmp_path, capsys
     assert counted == {step: int(step == 4) for step in range(1, 11)}
 
     capsys.readouterr()
-    prepare.show_rows("12:16", workdir)
+    prepare.show_rows("12:16", prepare.rows_of_run(workdir))
     printed = capsys.readouterr().out
     assert [f"row {index} " in printed for index in (11, 12, 15, 16)] == [False, True, True, False]
     assert "[MASK:" in printed or "[sMASK:" in printed or "[gMASK:" in printed
-    prepare.check_run(12, workdir)
+    prepare.check_run(12, prepare.rows_of_run(workdir))
     assert "12 rows hold their text whole" in capsys.readouterr().out
     with pytest.raises(UserError, match="^row 13, slot 0: the weight is nan"):
-        prepare.check_run(20, workdir)
+        prepare.check_run(20, prepare.rows_of_run(workdir))
 
 
 def test_too_many_in_a_row_stop_the_run(run_config, poison, tmp_path):
@@ -109,10 +109,10 @@ def test_without_a_checkpoint_there_is_no_way_back(run_config, poison, tmp_path)
         run(config, tmp_path / "run")
 
 
-@pytest.mark.parametrize("which", ["", "3", "5:5", "7:3", "a:b", "-1:4"])
-def test_a_malformed_range_of_rows_is_refused(which, tmp_path):
+@pytest.mark.parametrize("which", ["0", "5:5", "7:3", "a:b", "-1:4"])
+def test_a_malformed_range_of_rows_is_refused(which):
     with pytest.raises(UserError, match="FIRST:END"):
-        prepare.show_rows(which, tmp_path)
+        prepare.show_rows(which, prepare.TrainingRows(rows=[], tokenizer=None))
 
 
 def test_a_stop_names_every_bad_row(run_config, poison, tmp_path):

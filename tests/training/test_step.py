@@ -163,7 +163,13 @@ def test_metrics_equal_a_slow_count():
     is_target = batch.weights > 0
     correct = is_target & (rng.random(is_target.shape) < 0.7)
     nll = np.where(is_target, rng.random(is_target.shape), 0).astype(np.float32)
-    figures = summarise(batch_sums(batch, TokenStats(nll, correct), 2), ["en", "zh"])
+    sums = batch_sums(batch, TokenStats(nll, correct), 2)
+    figures = summarise(sums, {"en": "en", "zh": "zh"})
+    assert not any("source" in name for name in figures), "they are the languages"
+    of_sources = summarise(sums, {"books": "zh", "web": "zh"})
+    assert of_sources["loss/source/books"] == figures["loss/en"]
+    assert of_sources["exact_match/source/web"] == figures["exact_match/zh"]
+    assert of_sources["loss/zh"] == figures["loss"]
 
     groups = {"": range(8)}
     groups |= {f"/{name}": range(i, 8, 3) for i, name in enumerate(OBJECTIVES[:3])}
@@ -215,7 +221,7 @@ def test_texts_without_spans_have_no_exact_match(one_device):
     rows = [infill.pack([sample], 24, objective="causal", source=0, special=special)] * 2
     batch = Batch(*map(np.stack, zip(*rows, strict=True)))
     nll = np.where(batch.weights > 0, 2.0, 0.0).astype(np.float32)
-    figures = summarise(batch_sums(batch, TokenStats(nll, batch.weights > 0), 1), ["en"])
+    figures = summarise(batch_sums(batch, TokenStats(nll, batch.weights > 0), 1), {"en": "en"})
     assert figures["loss/causal"] == figures["loss"] == 2.0
     assert figures["accuracy/causal"] == 1.0
     assert not any(name.startswith("exact_match") for name in figures)
