@@ -1,11 +1,16 @@
-r"""Turns text into token datasets, one per language.
+r"""Turns text into token datasets, one per language or --source.
 
   python -m glm_jax.prepare --input=corpus.jsonl.gz --tokenizer=TOKENIZER --out=DATA
 
-Inputs are `.jsonl` (objects with `text` and, optionally, `language`) or `.txt` (one document a
-line), gzipped or not. DATA gets a TFDS array_record dataset `<language>/<version>` per language
-with the splits train and validation, a copy of the tokenizer, and manifest.json. Documents are
-shuffled once, here. DATA appears only when it is complete.
+Inputs are text files, parquet files and TFDS datasets (docs/data.md). DATA gets a TFDS array_record
+dataset `<source>/<version>` per source with the splits train and validation, a copy of the
+tokenizer, and manifest.json. The order of the documents is a hash of their content. DATA appears
+only when it is complete; a killed program goes on where it stopped when it is called again. With
+--beam_pipeline_options a cluster does the work.
+
+  python -m glm_jax.prepare --verify=DATA
+
+hashes every file again.
 
   python -m glm_jax.prepare --show=3 --config=configs/X.py --config.data.dir=DATA
   python -m glm_jax.prepare --show=400:408 --workdir=RUN
@@ -161,6 +166,8 @@ def prepare(
       UserError: a missing or faulty input, a source with fewer than two documents, `out` holds
         something and may not be replaced, or its beginnings are of another command.
     """
+    if "://" in out:
+        raise UserError(f"--out={out} must be a folder of this machine; copy it when it is whole")
     target = pathlib.Path(out)
     _check_target(target, overwrite)
     check_source_name(options.source)
@@ -311,6 +318,11 @@ def _summary(manifest: dict) -> str:
     if copies:
         fate = "left out" if manifest["options"]["dedup"] else "kept; --dedup leaves them out"
         lines.append(f"copies of other documents: {copies:,}, {fate}")
+    if looked_for := manifest["evaluation_texts"]:
+        lines.append(
+            f"evaluation texts: {looked_for['texts']:,} with {looked_for['ngrams']:,} n-grams; "
+            f"{looked_for['too_short']:,} too short to look for"
+        )
     if read["first_fault"]:
         lines.append(f"first fault: {read['first_fault']}")
     return "\n".join(lines)

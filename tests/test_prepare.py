@@ -120,6 +120,11 @@ def test_an_earlier_dataset_is_replaced_only_on_demand(inputs, tokenizer_dir, tm
     assert [path for path in tmp_path.iterdir() if "out" in path.name] == [out]
 
 
+def test_out_is_a_folder_here(inputs, tokenizer_dir):
+    with pytest.raises(UserError, match="--out=gs://bucket/data must be a folder of this machine"):
+        run(inputs, tokenizer_dir, "gs://bucket/data")
+
+
 def test_overwrite_spares_what_is_no_dataset(inputs, tokenizer_dir, tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(UserError, match="is no earlier dataset"):

@@ -2,17 +2,16 @@
 
 import dataclasses
 import json
-import os
+import pathlib
+import shutil
 from collections.abc import Mapping, Sequence
-
-from etils import epath
 
 from glm_jax.data.shards import SPLITS, TOKENIZER_DIR, VERSION, split_metadata, write_metadata
 from glm_jax.data.sources import digest
 from glm_jax.preparation.encoding import Encoder
 from glm_jax.preparation.planning import Shard, choose_num_shards
 from glm_jax.preparation.reading import CHUNK_BYTES, Reading
-from glm_jax.preparation.work import MANIFEST_FILE
+from glm_jax.preparation.work import MANIFEST_FILE, write_text
 from glm_jax.tokenizer import Tokenizer
 
 _TEXTS = ("characters", "bytes", "copies")
@@ -38,7 +37,7 @@ def make_plan(input_bytes: Mapping[str, int], encoder: Encoder) -> dict:
 
 
 def complete_dataset(
-    folder: str | os.PathLike,
+    folder: pathlib.Path,
     reading: Reading,
     shards: Sequence[tuple[Shard, dict]],
     plan: dict,
@@ -46,7 +45,6 @@ def complete_dataset(
 ) -> dict:
     """Writes all of a dataset but its shards; returns its manifest, which is written last."""
     tokenizer = encoder.tokenizer
-    folder = epath.Path(folder)
     sources = {}
     for name in sorted({shard.source for shard, _ in shards}):
         metadata = _source_metadata(
@@ -63,13 +61,13 @@ def complete_dataset(
         "sources": sources,
         "inputs": [{"path": path, "bytes": size} for path, size in plan["inputs"].items()],
         "read": dataclasses.asdict(reading.counts) | {"contaminated": reading.contaminated},
+        "evaluation_texts": encoder.decontaminator
+        and dataclasses.asdict(encoder.decontaminator.counts),
         "options": dataclasses.asdict(encoder.options),
         "num_shards": plan["num_shards"],
     }
     path = folder / MANIFEST_FILE
-    partial = path.with_name(f".{MANIFEST_FILE}")
-    partial.write_text(json.dumps(manifest, indent=2) + "\n")
-    partial.rename(path)
+    write_text(path, json.dumps(manifest, indent=2) + "\n")
     return json.loads(path.read_text())
 
 
@@ -104,7 +102,7 @@ def _brief(split: dict) -> dict:
     return split | {"shards": len(shards), "digest": digest(shards)}
 
 
-def _copy_tokenizer(tokenizer: Tokenizer, directory: epath.Path) -> None:
+def _copy_tokenizer(tokenizer: Tokenizer, directory: pathlib.Path) -> None:
     directory.mkdir(exist_ok=True)
     for name in tokenizer.files:
-        epath.Path(tokenizer.dir / name).copy(directory / name, overwrite=True)
+        shutil.copyfile(tokenizer.dir / name, directory / name)

@@ -7,8 +7,6 @@ import pathlib
 import tempfile
 from collections.abc import Sequence
 
-from etils import epath
-
 from glm_jax.data.shards import VERSION, write_shard
 from glm_jax.preparation.encoded import Encoded, shuffled
 from glm_jax.preparation.planning import Shard
@@ -16,10 +14,10 @@ from glm_jax.preparation.planning import Shard
 
 @dataclasses.dataclass(frozen=True)
 class ShardWriter:
-    """Writes shards into a dataset folder, here or in a bucket, and notes which are finished."""
+    """Writes shards into a dataset folder and notes which are finished."""
 
-    dataset: epath.Path
-    reports: epath.Path  # a folder on the same file system
+    dataset: pathlib.Path
+    reports: pathlib.Path  # a folder on the same file system
     dedup: bool
     vocab_size: int
 
@@ -39,7 +37,8 @@ class ShardWriter:
         documents, copies = shuffled(pieces, self.dedup)
         folder = self.dataset / shard.source / VERSION
         folder.mkdir(parents=True, exist_ok=True)
-        with self._scratch() as scratch:
+        with tempfile.TemporaryDirectory(prefix=".", dir=self.reports) as name:
+            scratch = pathlib.Path(name)
             counts = {
                 "shard": write_shard(
                     scratch / shard.name,
@@ -54,31 +53,13 @@ class ShardWriter:
                 },
             }
             (scratch / report.name).write_text(json.dumps(counts))
-            self._move(scratch / shard.name, folder / shard.name)
-            self._move(scratch / report.name, report)
+            _move(scratch / shard.name, folder / shard.name)
+            _move(scratch / report.name, report)
         return counts
 
-    def _scratch(self) -> "_Folder":
-        return _Folder(None if self._is_remote() else self.reports)
 
-    def _move(self, path: pathlib.Path, target: epath.Path) -> None:
-        """Makes a whole file appear: objects of a bucket do, files do by a rename."""
-        if self._is_remote():
-            epath.Path(path).copy(target, overwrite=True)
-            return
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-        path.rename(target)
-
-    def _is_remote(self) -> bool:
-        return "://" in os.fspath(self.dataset)
-
-
-class _Folder(tempfile.TemporaryDirectory):
-    """A temporary folder, hidden in another one, as a path."""
-
-    def __init__(self, parent: epath.Path | None):
-        super().__init__(prefix=".", dir=parent)
-
-    def __enter__(self) -> pathlib.Path:
-        return pathlib.Path(super().__enter__())
+def _move(path: pathlib.Path, target: pathlib.Path) -> None:
+    """Makes a file appear whole, also if the machine stops."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+    path.rename(target)
