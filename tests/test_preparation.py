@@ -264,6 +264,14 @@ def test_an_input_that_has_grown_is_another_plan(interrupted, tmp_path):
         again()
 
 
+def test_a_folder_of_that_name_is_spared(write, tokenizer_dir, tmp_path):
+    (tmp_path / "out.partial").mkdir()
+    (tmp_path / "out.partial" / "thesis.txt").write_text("years of work")
+    with pytest.raises(UserError, match="out.partial is in the way, and no work of this program"):
+        run([write("a.jsonl", ENGLISH)], tokenizer_dir, tmp_path / "out", overwrite=True)
+    assert (tmp_path / "out.partial" / "thesis.txt").exists()
+
+
 def test_two_programs_do_not_write_the_same(interrupted, tmp_path):
     again, _ = interrupted
     from glm_jax.preparation import work

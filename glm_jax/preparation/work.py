@@ -43,7 +43,13 @@ class Work:
         self.chunks = self.folder / "chunks"
         self.shards = self.folder / "shards"
         self.dataset = self.folder / "dataset"
-        self._begin(json.loads(json.dumps(plan)), overwrite)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = _locked(self.folder)
+        try:
+            self._begin(json.loads(json.dumps(plan)), overwrite)
+        except BaseException:
+            os.close(self._lock)
+            raise
 
     def __enter__(self) -> "Work":
         return self
@@ -51,7 +57,8 @@ class Work:
     def __exit__(self, *_) -> None:
         """Keeps what took minutes: an error is often mended in the inputs, and the plan with it."""
         os.close(self._lock)
-        if self.folder.exists() and len(finished(self.chunks)) < _WORTH_KEEPING:
+        took_minutes = len(finished(self.chunks)) >= _WORTH_KEEPING or any(self.shards.glob("*"))
+        if self.folder.exists() and not took_minutes:
             shutil.rmtree(self.folder)
 
     def finished_manifest(self) -> dict | None:
@@ -62,16 +69,16 @@ class Work:
     def finish(self) -> None:
         """Puts the dataset in its place and removes the rest."""
         take_place(self.dataset, self._target)
-        shutil.rmtree(self.folder)
+        _clear(self.folder)
+        self.folder.rmdir()
 
     def _begin(self, plan: dict, overwrite: bool) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock = _locked(self.folder)
         path = self.folder / _PLAN_FILE
         before = json.loads(path.read_text()) if path.exists() else None
+        if before is None and any(self.folder.glob("[!.]*")):
+            raise UserError(f"{self.folder} is in the way, and no work of this program")
         if before != plan:
             if before is not None and not overwrite:
-                os.close(self._lock)
                 raise UserError(
                     f"{self.folder} was begun with another {_difference(before, plan)}; the same "
                     "command as then goes on, --overwrite discards it"
@@ -80,8 +87,8 @@ class Work:
             write_text(path, json.dumps(plan, indent=2))
         for folder in (self.chunks, self.shards, self.dataset):
             folder.mkdir(exist_ok=True)
-            for path in folder.glob(".*"):  # what a killed process was writing
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            for left in folder.glob(".*"):  # what a killed process was writing
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
 
 
 def finished(chunks: pathlib.Path) -> list[pathlib.Path]:
@@ -110,7 +117,8 @@ def _locked(folder: pathlib.Path) -> int:
 
 
 def _clear(folder: pathlib.Path) -> None:
-    for path in folder.iterdir():
+    """Empties a work folder, the plan last: it says that the rest may be removed."""
+    for path in sorted(folder.iterdir(), key=lambda path: path.name == _PLAN_FILE):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
