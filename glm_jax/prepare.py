@@ -20,8 +20,8 @@ step that metrics.jsonl calls bad.
 
   python -m glm_jax.prepare --check_rows=1000 --workdir=RUN
 
-proves of the first training rows, also of a config's, that they hold their text whole and that no slot sees what it must
-not.
+proves of training rows, of a run or of a config, that they hold their text whole and that no slot
+sees what it must not.
 """
 
 import itertools

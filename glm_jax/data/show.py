@@ -13,9 +13,9 @@ _BLANK, _TARGET, _FAINT = "bold yellow", "green", "dim"
 def show_row(index: int, row: Batch, source_names: list[str], tokenizer: Tokenizer) -> Text:
     """A headline, then a paragraph for each packed text.
 
-    A blank is shown as `[MASK:n@p=answer]`, n being its place in the order in which the model writes
-    the spans and p the position of its answer's first token, k tokens masked in place as `[MASK*k=text]`, and a text that is generated from its
-    beginning as `beginning|rest`.
+    A blank is shown as `[MASK:n@p=answer]`, n being its place in the order in which the model
+    writes the spans and p the position of the answer's first token; k tokens masked in place as
+    `[MASK*k=text]`, and a text that is generated from its beginning as `beginning|rest`.
 
     Args:
       row: fields [T].

@@ -88,4 +88,4 @@ def test_noise_is_spelled_out(data_dir):
     sample.tokens[1] = special.dblock
     row = infill.pack([sample], 64, objective="token", source=0, special=special)
     shown = show_row(7, row, ["en"], tokenizer).plain
-    assert f"1 {tokenizer.decode(tokens[:1])}[dBLOCK][MASK:1=" in shown
+    assert f"1 {tokenizer.decode(tokens[:1])}[dBLOCK][MASK:1@2=" in shown
