@@ -22,10 +22,7 @@ from glm_jax.data.dataset import Dataset, equal_batches, load_tokenizer, open_da
 from glm_jax.data.feed import Feed
 from glm_jax.data.reading import describe_reading, describe_rows, stage_values
 from glm_jax.errors import UserError
-from glm_jax.hub.origin import save_origin, token_differences
-from glm_jax.layouts.folder import Checkpoint
-from glm_jax.layouts.init_from import load_sharded, open_init
-from glm_jax.model.decoding import DecodingOptions, Filler, encode_context
+from glm_jax.first_state import first_state, released_params
 from glm_jax.ops.range_attention import resolve_backend
 from glm_jax.parallel.sharding import Sharding, make_sharding, parameter_table
 from glm_jax.stages import BatchGrid
@@ -33,18 +30,16 @@ from glm_jax.tokenizer import Tokenizer
 from glm_jax.training.bad_steps import Streak
 from glm_jax.training.checkpoint import Checkpoints, Restored, SetAside
 from glm_jax.training.evaluation import check_batch, make_validation
+from glm_jax.training.logged_samples import check_samples, fill_samples
 from glm_jax.training.metrics import summarise, total
 from glm_jax.training.optimizer import describe_optimizer
 from glm_jax.training.run_folder import is_run, locked, open_run, save_config
 from glm_jax.training.step import (
     TrainState,
-    init_state,
     make_train_step,
-    state_from_params,
     state_shardings,
     with_empty_history,
 )
-from glm_jax.training.step_folders import step_folders
 from glm_jax.training.stopping import Stopping
 from glm_jax.training.window import Window
 from glm_jax.training.writers import Display, Writer, make_writers, steps_of
@@ -117,59 +112,6 @@ def run(
         )
         save_config(workdir, config)
         return session.train(start)
-
-
-class ReleasedParams(NamedTuple):
-    """Parameters of a released checkpoint, laid out on the mesh."""
-
-    checkpoint: Checkpoint
-    params: dict
-
-
-def released_params(
-    config: Config, sharding: Sharding, workdir: Path, tokenizer: Tokenizer
-) -> ReleasedParams | None:
-    """What `config.init_from` holds; None without one, or if the run has checkpoints of its own.
-
-    Raises:
-      UserError: it cannot be read, or holds another model.
-    """
-    if not config.init_from or step_folders(workdir / "checkpoints"):
-        return None
-    checkpoint, source, lines = open_init(config)
-    print("\n".join([*lines, *token_differences(checkpoint, tokenizer.special)]))
-    _, shardings = state_shardings(config, sharding)
-    params = load_sharded(source, shardings.params, config.model.param_dtype)
-    return ReleasedParams(checkpoint, params)
-
-
-def first_state(
-    config: Config, sharding: Sharding, workdir: Path, init: ReleasedParams | None
-) -> TrainState:
-    """Fresh parameters, or released ones, whose papers go into the run's folder."""
-    if init is None:
-        return init_state(config, sharding)
-    save_origin(init.checkpoint, workdir)
-    return state_from_params(config, sharding, init.params)
-
-
-def check_samples(config: Config, tokenizer: Tokenizer) -> None:
-    """Refuses `logging.samples` that cannot be filled.
-
-    Raises:
-      UserError: a text without a blank, or longer than the row together with its answer.
-    """
-    for text in config.logging.samples:
-        try:
-            length = len(encode_context(text, tokenizer).tokens)
-        except UserError as error:
-            raise UserError(f"config.logging.samples: {error}") from error
-        longest = max(length, config.logging.sample_tokens)
-        if longest > config.data.seq_length:
-            raise UserError(
-                f"config.logging.samples: {text[:60]!r} or logging.sample_tokens needs {longest} "
-                f"slots, config.data.seq_length is {config.data.seq_length}"
-            )
 
 
 def report_damage(log: Writer, bad: SetAside) -> None:
@@ -389,13 +331,9 @@ class Session:
         return sums and summarise(total(sums), self._dataset.languages)
 
     def _fill_samples(self, params: dict) -> None:
-        texts = self._config.logging.samples
-        if texts:
-            filler = Filler(self._config.model, params, self._tokenizer, self._sharding)
-            options = DecodingOptions(max_new_tokens=self._config.logging.sample_tokens)
-            filled = filler.try_fill(texts, options)
-            parts = [[str(x)] if isinstance(x, UserError) else x.parts for x in filled]
-            self._report("samples", {"filled": parts})
+        if self._config.logging.samples:
+            filled = fill_samples(self._config, params, self._tokenizer, self._sharding)
+            self._report("samples", {"filled": filled})
 
     def _save(self, state: TrainState, validation: dict[str, float] | None) -> None:
         started = time.perf_counter()

@@ -34,6 +34,7 @@ ALLOWED = {
     "tasks": TEXT | {"model", "parallel"},
     "layouts": BASE | {"folders", "model"},
     "hub": TEXT | {"folders", "layouts", "model", "objective"},
+    "first_state": BASE | {"tokenizer", "parallel", "training", "layouts", "hub"},
     "almanac": BASE | {"cli", "folders", "language"},
 }
 VERBS = {"prepare", "train", "evaluate", "fill", "export", "report"}

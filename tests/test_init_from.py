@@ -13,7 +13,7 @@ from layouts.tiny_models import MODELS, random_params, write_folder
 from test_export import run_export
 from training.samples import changed
 
-from glm_jax import train
+from glm_jax import first_state, train
 from glm_jax.config import from_dict
 from glm_jax.errors import UserError
 from glm_jax.layouts import parameters, read_all
@@ -129,8 +129,8 @@ def test_the_first_parameters_are_those_of_the_folder(layout, folder_of, data_di
     sharding = train.make_sharding(config.mesh, jax.devices()[:4])
     (tmp_path / "run").mkdir()
     tokenizer = Tokenizer.load(data_dir / "tokenizer")
-    init = train.released_params(config, sharding, tmp_path / "run", tokenizer)
-    state = train.first_state(config, sharding, tmp_path / "run", init)
+    init = first_state.released_params(config, sharding, tmp_path / "run", tokenizer)
+    state = first_state.first_state(config, sharding, tmp_path / "run", init)
     stored = parameters.flatten(read_all(open_checkpoint(folder).source))
     for name, array in parameters.flatten(state.params).items():
         assert array.dtype == np.float32
