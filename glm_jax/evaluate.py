@@ -35,7 +35,7 @@ from glm_jax.parallel.sharding import Sharding, make_sharding
 from glm_jax.tasks import bpb, cloze, fill, lambada, loss
 from glm_jax.tasks.continuation import document_mask
 from glm_jax.tokenizer import Tokenizer
-from glm_jax.training.evaluation import check_batch, make_validation
+from glm_jax.training.evaluation import check_validation_batch, make_validation
 from glm_jax.training.metrics import Sums, summarise, total
 from glm_jax.training.run_folder import load_config
 from glm_jax.training.trained_params import check_fills_blanks, load_params
@@ -200,7 +200,7 @@ def evaluate_loss(run: Run) -> dict:
         data = dataclasses.replace(config.data, dir=FLAGS.data_dir)
         config = dataclasses.replace(config, data=data)
     dataset = open_dataset(config, run.tokenizer)
-    check_batch(config, run.sharding)
+    check_validation_batch(config, run.sharding)
     validate = make_validation(
         config, len(dataset.languages), run.sharding, lambda rows: equal_batches(rows, config)
     )

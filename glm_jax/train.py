@@ -29,7 +29,7 @@ from glm_jax.stages import BatchGrid
 from glm_jax.tokenizer import Tokenizer
 from glm_jax.training.bad_steps import Streak
 from glm_jax.training.checkpoint import Checkpoints, Restored, SetAside
-from glm_jax.training.evaluation import check_batch, make_validation
+from glm_jax.training.evaluation import check_batches, make_validation
 from glm_jax.training.logged_samples import check_samples, fill_samples
 from glm_jax.training.metrics import summarise, total
 from glm_jax.training.optimizer import describe_optimizer
@@ -84,7 +84,7 @@ def run(
     config = with_sources(with_vocab_size(config, tokenizer.vocab_size))
     dataset = open_dataset(config, tokenizer)
     sharding = make_sharding(config.mesh, devices)
-    check_batch(config, sharding)
+    check_batches(config, sharding)
     resolve_backend(config.model.attention_backend)
     print(describe(config, dataset, sharding))
     open_it = functools.partial(

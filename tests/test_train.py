@@ -177,7 +177,7 @@ def test_other_mistakes_are_found_before_training(run_config, tmp_path, monkeypa
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(UserError, match="is not empty and holds no run"):
         run(run_config, tmp_path)
-    with pytest.raises(UserError, match="6 rows .from step 0 on. are not divisible by"):
+    with pytest.raises(UserError, match="6 rows are not divisible by the 4 devices"):
         run(changed(run_config, "training", batch_size=6), tmp_path / "a", num_devices=4)
     with pytest.raises(UserError, match="vocab_size 99 is smaller than the tokenizer"):
         run(changed(run_config, "model", vocab_size=99), tmp_path / "b")

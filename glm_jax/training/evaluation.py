@@ -15,23 +15,33 @@ from glm_jax.training.metrics import Sums
 from glm_jax.training.step import make_eval_step
 
 
-def check_batch(config: Config, sharding: Sharding) -> None:
-    """Refuses batches that cannot be handed out over the mesh.
+def check_batches(config: Config, sharding: Sharding) -> None:
+    """Refuses batches of a run, in any of its stages, that cannot be handed out over the mesh.
 
     Raises:
-      UserError: a micro-batch would not give every device the same number of rows, or several
-        processes share the mesh, for which rows are not handed out yet.
+      UserError: a micro-batch, or one of validation, would not give every device the same number of
+        rows, or several processes share the mesh, for which rows are not handed out yet.
     """
+    check_validation_batch(config, sharding)
     for part in BatchGrid(config).parts:
-        rows = part.size // part.accumulation_steps
-        if rows % sharding.batch_size:
-            raise UserError(
-                f"config.training.batch_size / accumulation_steps = {part.size} / "
-                f"{part.accumulation_steps} = {rows} rows (from step {part.first_step} on) are not "
-                f"divisible by the {sharding.batch_size} devices of mesh axes data x fsdp"
-            )
+        _check_rows(part.size, part.accumulation_steps, f" (from step {part.first_step})", sharding)
+
+
+def check_validation_batch(config: Config, sharding: Sharding) -> None:
+    """Refuses validation batches that cannot be handed out over the mesh; see `check_batches`."""
+    _check_rows(config.training.batch_size, 1, "", sharding)
     if jax.process_count() > 1:
         raise UserError(f"one process can train, JAX was started with {jax.process_count()}")
+
+
+def _check_rows(size: int, accumulation_steps: int, when: str, sharding: Sharding) -> None:
+    rows = size // accumulation_steps
+    if rows % sharding.batch_size:
+        raise UserError(
+            f"config.training.batch_size / accumulation_steps = {size} / {accumulation_steps} = "
+            f"{rows} rows{when} are not divisible by the {sharding.batch_size} devices of mesh axes "
+            "data x fsdp"
+        )
 
 
 def make_validation(
