@@ -186,8 +186,8 @@ def test_a_missing_or_damaged_shard_is_named(dataset, tmp_path):
 
 
 def test_a_dataset_without_text_and_a_folder_without_a_dataset(data_dir, tmp_path):
-    with pytest.raises(UserError, match=r"no feature 'text', .* it has tokens"):
-        check_readable(data_dir / "en" / "1.0.0")
+    with pytest.raises(UserError, match=r"no feature 'text', .* it has document, tokens"):
+        check_readable(data_dir / "en" / "2.0.0")
     for path in (tmp_path, f"{tmp_path}#train"):
         with pytest.raises(UserError, match="or be the folder of a TFDS dataset"):
             check_readable(path)
