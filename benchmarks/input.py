@@ -19,6 +19,7 @@ lognormal length (median 450 tokens, sigma 1.1).
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib.metadata
 import itertools
 import multiprocessing
@@ -38,7 +39,14 @@ from glm_jax.batch import OBJECTIVES, Batch
 from glm_jax.config import Config, from_dict
 from glm_jax.data.pipeline import batches
 from glm_jax.data.rows import Rows
-from glm_jax.data.sources import BLOCK_TOKENS, TokenStream, open_sources, write_source
+from glm_jax.data.shards import (
+    VERSION,
+    shard_name,
+    split_metadata,
+    write_metadata,
+    write_shard,
+)
+from glm_jax.data.sources import TokenStream, open_sources
 from glm_jax.objective.infill import build_pieces, pack
 from glm_jax.objective.spans import Blanks
 from glm_jax.tokenizer import SpecialTokens
@@ -59,7 +67,8 @@ class InMemory:
     """A token stream without a disk."""
 
     def __init__(self, stream: TokenStream):
-        self.length, self.documents = stream.length, stream.documents
+        self.name, self.length, self.documents = stream.name, stream.length, stream.documents
+        self.instructions = stream.instructions
         self._tokens = stream.read(0, stream.length)
 
     def read(self, offset: int, count: int) -> np.ndarray:
@@ -141,16 +150,25 @@ def write_random_text(folder: str) -> None:
     parts = []
     for length in np.maximum(rng.lognormal(np.log(450), 1.1, DOCUMENTS), 4).astype(int):
         parts += [[SPECIAL.cls], rng.integers(20, VOCAB_SIZE, length), [SPECIAL.eos]]
-    stream = np.concatenate(parts).astype(np.int32)
-    blocks = [stream[i : i + BLOCK_TOKENS] for i in range(0, len(stream), BLOCK_TOKENS)]
+    sizes = np.array([sum(map(len, parts[i : i + 3])) for i in range(0, len(parts), 3)])
+    shards = Path(folder) / "random" / VERSION
+    shards.mkdir(parents=True)
+
+    def split(name: str, documents: int) -> dict:
+        shard, tokens = shards / shard_name("random", name, 0, 1), parts[: 3 * documents]
+        written = write_shard(shard, np.concatenate(tokens), sizes[:documents], VOCAB_SIZE)
+        return split_metadata("random", name, [written])
+
     metadata = {
         "source": "random",
         "language": "en",
+        "instructions": False,
         "tokenizer": TOKENIZER.fingerprint,
         "vocab_size": VOCAB_SIZE,
-        "splits": {"train": {"documents": DOCUMENTS, "tokens": len(stream)}},
+        "eos": SPECIAL.eos,
+        "splits": {"train": split("train", DOCUMENTS), "validation": split("validation", 1)},
     }
-    write_source(str(Path(folder)), "random", metadata, {"train": blocks})
+    write_metadata(folder, "random", metadata)
 
 
 def open_rows(folder: str, length: int, name: str, in_memory: bool) -> tuple[Rows, Config]:
@@ -193,8 +211,7 @@ def whole_path(folder: str, workers: int, is_plain: bool, batch: int) -> tuple[f
     rows, config = open_rows(folder, 2048, "token", in_memory=False)
     feed = batches(
         InPlainPython(rows, config) if is_plain else rows,
-        start_row=0,
-        global_batch_size=batch,
+        functools.partial(rows_of_batch, batch),
         process_index=0,
         process_count=1,
         num_workers=workers,
@@ -212,6 +229,10 @@ def whole_path(folder: str, workers: int, is_plain: bool, batch: int) -> tuple[f
         feed.close()
     tokens = count * batch * 2048 / 1e6
     return tokens / cpu, tokens / elapsed
+
+
+def rows_of_batch(size: int, number: int) -> range:
+    return range(number * size, (number + 1) * size)
 
 
 def cpu_seconds() -> float:

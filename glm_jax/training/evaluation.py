@@ -39,8 +39,8 @@ def _check_rows(size: int, accumulation_steps: int, when: str, sharding: Shardin
     if rows % sharding.batch_size:
         raise UserError(
             f"config.training.batch_size / accumulation_steps = {size} / {accumulation_steps} = "
-            f"{rows} rows{when} are not divisible by the {sharding.batch_size} devices of mesh axes "
-            "data x fsdp"
+            f"{rows} rows{when} are not divisible by the {sharding.batch_size} devices of mesh "
+            "axes data x fsdp"
         )
 
 
