@@ -9,7 +9,7 @@ import tensorflow_datasets as tfds
 from etils import epath
 
 from glm_jax.config import DataConfig
-from glm_jax.data.shards import BLOCK_TOKENS, VERSION
+from glm_jax.data.shards import BLOCK_TOKENS, VERSION, Record, parse_record
 from glm_jax.data.verify import check_shards
 from glm_jax.errors import UserError
 from glm_jax.tokenizer import Tokenizer
@@ -64,7 +64,7 @@ class TokenStream:
             ) from error
         _check_agreement(self._directory, builder.info.splits[split].shard_lengths, shards)
         check_shards(self._directory, shards, verify)
-        self._records = builder.as_data_source(split)
+        self._records = builder.as_data_source(split).data_source
 
     def read(self, offset: int, count: int) -> np.ndarray:
         """Reads `count` tokens from `offset` on: int32 [count]. The stream starts over at its end.
@@ -75,7 +75,7 @@ class TokenStream:
         parts = []
         while count > 0:
             record, start, size = self._place(offset % self.length)
-            part = self._read_record(record, size)["tokens"][start : start + count]
+            part = self._read_record(record, size).tokens[start : start + count]
             parts.append(part)
             offset += len(part)
             count -= len(part)
@@ -91,9 +91,9 @@ class TokenStream:
         record, start, size = self._place(offset)
         shard = bisect_right(self._token_ends, offset)
         before = self._document_ends[shard - 1] if shard else 0
-        fields = self._read_record(record, size)
-        ended = np.count_nonzero(fields["tokens"][:start] == self._eos)
-        return before + int(fields["document"]) + ended
+        found = self._read_record(record, size)
+        ended = np.count_nonzero(found.tokens[:start] == self._eos)
+        return before + found.document + ended
 
     def _place(self, offset: int) -> tuple[int, int, int]:
         """Of the token at `offset` the record, the place in it, and the size of the record."""
@@ -104,19 +104,19 @@ class TokenStream:
         size = min(BLOCK_TOKENS, self._token_ends[shard] - begin - record * BLOCK_TOKENS)
         return first_record + record, start, size
 
-    def _read_record(self, index: int, expected: int) -> dict:
+    def _read_record(self, index: int, expected: int) -> Record:
         where = f"{self._directory}: record {index} of {self._split}"
         try:
-            fields = self._records[index]
-        except RuntimeError as error:
+            record = parse_record(self._records[index], self.vocab_size)
+        except (RuntimeError, ValueError) as error:
             raise UserError(f"{where} cannot be read: {error}") from error
-        tokens = fields["tokens"]
+        tokens = record.tokens
         if len(tokens) != expected:
             raise UserError(f"{where} holds {len(tokens)} tokens, expected {expected}")
         unsigned = tokens.view(f"u{tokens.itemsize}")  # a negative id counts as a huge one
         if (largest := int(unsigned.max())) >= self.vocab_size:
             raise UserError(f"{where} holds token id {largest}, the vocabulary {self.vocab_size}")
-        return fields
+        return record
 
 
 def digest(shards: list[dict]) -> str:

@@ -10,7 +10,7 @@ import tensorflow_datasets as tfds
 from toy_dataset import TOKENIZER, VOCAB_SIZE, random_stream, write
 
 from glm_jax.config import from_dict
-from glm_jax.data.shards import BLOCK_TOKENS, SPLITS, VERSION
+from glm_jax.data.shards import BLOCK_TOKENS, SPLITS, VERSION, parse_record
 from glm_jax.data.sources import TokenStream, open_sources
 from glm_jax.data.verify import LEVELS
 from glm_jax.errors import UserError
@@ -54,6 +54,20 @@ def test_reads_what_was_written(dataset, offset, count):
     expected = tokens[(offset + np.arange(count)) % len(tokens)]
     assert stream.read(offset, count).tolist() == expected.tolist()
     assert stream.read(offset, count).dtype == np.int32
+
+
+def test_a_record_is_what_tfds_reads(dataset):
+    """Its own parser is slower; the format is its."""
+    source = tfds.builder_from_directory(str(dataset.dir / "en" / VERSION)).as_data_source("train")
+    for index in range(len(source)):
+        record = parse_record(source.data_source[index], VOCAB_SIZE)
+        assert record.tokens.tolist() == source[index]["tokens"].tolist()
+        assert record.tokens.dtype == source[index]["tokens"].dtype
+        assert record.document == source[index]["document"]
+    with pytest.raises(ValueError, match="no record"):
+        parse_record(b"\x0a\xff", VOCAB_SIZE)
+    with pytest.raises(ValueError, match="no record"):
+        parse_record(b"", VOCAB_SIZE)
 
 
 def test_starts_over_more_than_once(tmp_path):
