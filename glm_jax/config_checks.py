@@ -33,7 +33,8 @@ def check(config: Config) -> None:
     _check_bad_steps(config.bad_steps)
     _positive("logging", config.logging, "sample_tokens")
     _require(
-        not config.logging.samples or config.objective.fills_blanks,
+        not config.logging.samples
+        or any(stage.config.objective.fills_blanks for stage in stages_of(config)),
         "logging.samples are blanks to fill, which no objective with a weight learns, got "
         f"{config.logging.samples}",
     )

@@ -166,7 +166,7 @@ class Session:
         self._step = self._saved = self._rewinds = 0
         self._display = Display(config.training.steps)
         self._feed = Feed(dataset.train, config)
-        self._grid, self._stage = BatchGrid(config), None
+        self._grid, self._part = BatchGrid(config), None
         self._watch(Streak(config.bad_steps.max_consecutive))
         self._validate = make_validation(
             config, len(dataset.languages), sharding, lambda rows: equal_batches(rows, config)
@@ -247,8 +247,8 @@ class Session:
                     if self._stopping.is_urgent:  # the signal has ended the workers too
                         break
                     raise
-                state = self._enter_stage(state, rows.start)
-                step = self._steps(self._grid.part_at(rows.start).accumulation_steps)
+                state = self._enter(state, rows.start)
+                step = self._steps(self._part.accumulation_steps)
                 state, metrics = step(state, self._sharding.place(batch))
                 self._step += 1
                 self._window.add(self._step, rows, metrics, waited)
@@ -264,23 +264,25 @@ class Session:
         config = dataclasses.replace(self._config, training=training)
         return make_train_step(config, self._sharding, len(self._dataset.languages))
 
-    def _enter_stage(self, state: TrainState, row: int) -> TrainState:
-        """The state to train on from `row` with, reported where a stage begins.
+    def _enter(self, state: TrainState, row: int) -> TrainState:
+        """The state to train on with from `row`, where other batches or another stage may begin.
 
         Losses and gradients of another mixture are no measure of what a spike is.
         """
-        part = self._grid.part_at(row)
-        if part.stage == self._stage:
+        part, before = self._grid.part_at(row), self._part
+        if part is before:
             return state
-        begins = row == self._grid.rows_of_stage(part.stage)[0]
-        is_change = self._stage is not None or (begins and part.stage > 0)
-        if self._stage is not None and not self._window.is_empty:
-            self._report_window()
-        self._stage = part.stage
-        if len(self._grid.stages) > 1:
+        if before is not None:
             self._window.expect_compilation()
-            self._report("stage", stage_values(self._dataset.train, self._grid, row))
-        return with_empty_history(state) if is_change else state
+        if len(self._grid.stages) == 1 or (before and before.stage == part.stage):
+            self._part = part
+            return state
+        if not self._window.is_empty:
+            self._report_window()
+        self._part = part
+        self._report("stage", stage_values(self._dataset.train, self._grid, row))
+        is_new = before is not None or row == self._grid.rows_of_stage(part.stage)[0] > 0
+        return with_empty_history(state) if is_new else state
 
     def _watch(self, streak: Streak) -> None:
         self._streak = streak
@@ -370,6 +372,7 @@ class Session:
         skipped_to = self._grid.later(first_row, config.rewind_skip_steps)
         next_row = max(self._streak.end_row, skipped_to)
         self._feed.seek(next_row)
+        self._part = self._grid.part_at(first_row)
         self._rewinds += 1
         self._step = self._saved = int(restored.state.step)
         self._watch(Streak(config.max_consecutive))
@@ -390,7 +393,7 @@ class Session:
     def _report_window(self) -> None:
         figures = self._window.close()
         if len(self._grid.stages) > 1:
-            figures["stage"] = self._grid.stages[self._stage].name
+            figures["stage"] = self._grid.stages[self._part.stage].name
         self._report("train", figures)
 
     def _report_bad_steps(self) -> None:

@@ -15,6 +15,7 @@ from glm_jax.config import Config
 from glm_jax.errors import UserError
 from glm_jax.model import glm
 from glm_jax.parallel.sharding import Sharding, param_name
+from glm_jax.stages import stages_of
 from glm_jax.training import saved_state
 from glm_jax.training import step_folders as folders
 from glm_jax.training.manifest import Damaged
@@ -102,10 +103,13 @@ def check_fills_blanks(workdir: Path) -> None:
     Raises:
       UserError: it is such a run, or none.
     """
-    objective = load_config(workdir).objective
-    if not objective.fills_blanks:
-        learned = ", ".join(name for name, weight in objective.weights.items() if weight)
-        raise UserError(f"{workdir} does not learn to fill blanks: all rows are {learned}")
+    objectives = [stage.config.objective for stage in stages_of(load_config(workdir))]
+    if not any(objective.fills_blanks for objective in objectives):
+        weights = [objective.weights for objective in objectives]
+        learned = [name for name in weights[0] if any(each[name] for each in weights)]
+        raise UserError(
+            f"{workdir} does not learn to fill blanks: all rows are {', '.join(learned)}"
+        )
 
 
 def trained_data(workdir: Path) -> dict | None:

@@ -289,8 +289,11 @@ class Display:
             self._console.print(line, highlight=False, soft_wrap=True, markup=False)
 
 
+_SHOWN = 3  # entries of a list
 _PLAIN_EVENTS = ("bad_step", "fallback", "rewound", "stage", "stopped")
 
 
 def _short(value: Any) -> str:
+    if isinstance(value, list) and len(value) > _SHOWN:
+        return f"{', '.join(map(_short, value[:_SHOWN]))} and {len(value) - _SHOWN} others"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
