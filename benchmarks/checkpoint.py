@@ -31,7 +31,7 @@ import orbax.checkpoint as ocp
 from glm_jax.config import Config
 from glm_jax.training import manifest
 from glm_jax.training.bad_steps import empty_history
-from glm_jax.training.checkpoint import Checkpoints
+from glm_jax.training.checkpoint import Checkpoints, DataPosition
 from glm_jax.training.step import TrainState
 
 ORBAX_BLOCKING = "Orbax save, until training goes on"
@@ -98,7 +98,7 @@ def measure_ours(folder: Path, state: TrainState) -> dict[str, float]:
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
     step = folder / "checkpoints" / "1"
     with contextlib.closing(Checkpoints(folder, CONFIG.checkpoint)) as checkpoints:
-        blocking = timed(lambda: checkpoints.save(state, CONFIG, 0, {}, None))
+        blocking = timed(lambda: checkpoints.save(state, CONFIG, DataPosition(0, {}), {}, None))
         rest = timed(checkpoints.wait)
         read = timed(lambda: checkpoints.restore_newest(abstract, shardings).state)
     return {

@@ -112,7 +112,7 @@ def define_flags() -> None:
     flags.DEFINE_bool("overwrite", False, "Replace an earlier dataset, or a part of one, at --out.")
     flags.DEFINE_string("verify", None, "A dataset of which to check every file.")
     flags.DEFINE_string("show", None, "Training rows to print: so many, or FIRST:END.")
-    flags.DEFINE_integer("check_rows", None, "Number of training rows to check.", 1)
+    flags.DEFINE_integer("check_rows", None, "Number of training rows of every stage to check.", 1)
     flags.DEFINE_string("workdir", None, "The run of --show and --check_rows, or --config.")
     cli.define_config_flag()
 
@@ -215,7 +215,7 @@ def show_rows(which: str, training: "TrainingRows") -> None:
 
 
 def check_run(count: int, training: "TrainingRows") -> None:
-    """Checks the first `count` training rows and says so.
+    """Checks the first `count` training rows of every stage and says so.
 
     Raises:
       UserError: the first fault (see `check_rows`).
@@ -223,7 +223,9 @@ def check_run(count: int, training: "TrainingRows") -> None:
     from glm_jax.data.check_rows import check_rows
 
     check_rows(training.rows, count, training.tokenizer.special)
-    print(f"{count} rows hold their text whole, and no slot sees what it must not")
+    stages = f" of each of {len(training.rows.stages)} stages"
+    where = stages if len(training.rows.stages) > 1 else ""
+    print(f"{count} rows{where} hold their text whole, and no slot sees what it must not")
 
 
 class TrainingRows(NamedTuple):

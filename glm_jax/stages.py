@@ -166,12 +166,14 @@ def _parts(config: Config, stages: list[Stage]) -> Iterator[Batches]:
         last = index + 1 == len(stages)
         end = None if last else stages[index + 1].from_step
         step = stage.from_step
-        for size, until_row in _ramp(config, row, stage.config.training.batch_size):
+        for size, until_row in _ramp(config, stage.config.training.batch_size):
+            if until_row is not None and until_row <= row:
+                continue  # an earlier stage, or the last batch, went past it
             steps = None if until_row is None else -(-(until_row - row) // size)
             if end is not None:
                 steps = end - step if steps is None else min(steps, end - step)
             if steps == 0:
-                break
+                break  # the stage has ended
             accumulation = stage.config.training.accumulation_steps
             if size != stage.config.training.batch_size:
                 accumulation = micro_batches(config, size)
@@ -181,15 +183,13 @@ def _parts(config: Config, stages: list[Stage]) -> Iterator[Batches]:
             step, row = step + steps, row + steps * size
 
 
-def _ramp(config: Config, row: int, full: int) -> Iterator[tuple[int, int | None]]:
-    """The batch sizes from `row` on, each with the row until which it holds (None: no end)."""
+def _ramp(config: Config, full: int) -> Iterator[tuple[int, int | None]]:
+    """The batch sizes, each with the row until which it holds (None: no end)."""
     if config.training.batch_ramp:
         start, increment, rows = config.training.batch_ramp
         count = (full - start) // increment
         for number in range(count):
-            until = (number + 1) * rows // count
-            if until > row:
-                yield start + number * increment, until
+            yield start + number * increment, (number + 1) * rows // count
     yield full, None
 
 

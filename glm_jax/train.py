@@ -28,12 +28,19 @@ from glm_jax.parallel.sharding import Sharding, make_sharding, parameter_table
 from glm_jax.stages import BatchGrid
 from glm_jax.tokenizer import Tokenizer
 from glm_jax.training.bad_steps import Streak
-from glm_jax.training.checkpoint import Checkpoints, Restored, SetAside
+from glm_jax.training.checkpoint import Checkpoints, DataPosition, Restored, SetAside
 from glm_jax.training.evaluation import check_batches, make_validation
 from glm_jax.training.logged_samples import check_samples, fill_samples
 from glm_jax.training.metrics import summarise, total
 from glm_jax.training.optimizer import describe_optimizer
-from glm_jax.training.run_folder import is_run, locked, open_run, save_config
+from glm_jax.training.run_folder import (
+    change_lines,
+    config_changes,
+    is_run,
+    locked,
+    open_run,
+    save_config,
+)
 from glm_jax.training.step import (
     TrainState,
     make_train_step,
@@ -206,8 +213,7 @@ class Session:
             state = init()
             self._log.write(0, "started", {"next_row": 0, **about})
             return Start(state, 0, owes_validation=False)
-        if not allow_data_change:
-            self._check_data(restored)
+        self._check_data(restored, allow_data_change)
         step, next_row = int(restored.state.step), restored.meta["next_row"]
         due = _is_due(step, self._config.training.eval_every, self._config.training.steps)
         owes_validation = due and not restored.meta["validation"] and step not in validated
@@ -217,13 +223,21 @@ class Session:
             self._log.write(step, "resumed", {"next_row": next_row, **about})
         return start
 
-    def _check_data(self, restored: Restored) -> None:
-        if restored.meta["data"] != self._dataset.fingerprint:
+    def _check_data(self, restored: Restored, allow_change: bool) -> None:
+        """Other data, and sources that would not go on where they stood, are said or refused."""
+        step, meta = int(restored.state.step), restored.meta
+        data, read = self._dataset.fingerprint, self._dataset.train.taken(meta["next_row"])
+        changes = [
+            *change_lines(config_changes(meta["data"], data, "data")),
+            *change_lines(config_changes(meta["tokens_read"], read, "tokens_read")),
+        ]
+        if changes and not allow_change:
             raise UserError(
-                f"the checkpoint of step {int(restored.state.step)} was trained on data "
-                f"{restored.meta['data']}, config.data is {self._dataset.fingerprint}; "
-                "--allow_config_change goes on with it"
+                f"the checkpoint of step {step} was trained on other data or rows than config "
+                f"says: {'; '.join(changes)}; --allow_config_change goes on with it"
             )
+        for change in changes:
+            print(f"changed since step {step}: {change}")
 
     def train(self, start: Start) -> TrainState:
         """From there to the run's last step, or to where this session is asked to stop."""
@@ -280,9 +294,10 @@ class Session:
         if not self._window.is_empty:
             self._report_window()
         self._part = part
-        self._report("stage", stage_values(self._dataset.train, self._grid, row))
-        is_new = before is not None or row == self._grid.rows_of_stage(part.stage)[0] > 0
-        return with_empty_history(state) if is_new else state
+        begins = before is not None or row == self._grid.rows_of_stage(part.stage)[0]
+        if begins:
+            self._report("stage", stage_values(self._dataset.train, self._grid, row))
+        return with_empty_history(state) if begins and row > 0 else state
 
     def _watch(self, streak: Streak) -> None:
         self._streak = streak
@@ -339,9 +354,9 @@ class Session:
 
     def _save(self, state: TrainState, validation: dict[str, float] | None) -> None:
         started = time.perf_counter()
-        self._checkpoints.save(
-            state, self._config, self._feed.next_row, self._dataset.fingerprint, validation
-        )
+        row, data = self._feed.next_row, self._dataset
+        position = DataPosition(row, data.train.taken(row))
+        self._checkpoints.save(state, self._config, position, data.fingerprint, validation)
         self._saved = self._step
         self._report("saved", {"seconds": time.perf_counter() - started})
 

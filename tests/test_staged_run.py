@@ -65,12 +65,18 @@ def test_resumed_bit_for_bit(config, whole, tmp_path, stop):
     assert losses(tmp_path / "run")[9] == losses(whole[0])[9]
 
 
-def test_the_batch_size_of_the_past_cannot_change(config, tmp_path):
-    with Stopping(max_steps=3, max_minutes=None) as stopping:
+def test_the_batch_size_of_the_past_cannot_change(config, tmp_path, capsys):
+    """Sources would not go on where they stood; with the flag that is said."""
+    with Stopping(max_steps=6, max_minutes=None) as stopping:
         train.run(config, tmp_path / "run", stopping, devices=jax.devices()[:1])
-    training = dataclasses.replace(config.training, batch_size=7 * config.training.batch_size)
-    with pytest.raises(UserError, match=r"row \d+ is not the first of a batch of \d+ rows"):
-        run(dataclasses.replace(config, training=training), tmp_path / "run")
+    training = dataclasses.replace(config.training, batch_size=2 * config.training.batch_size)
+    doubled = dataclasses.replace(config, training=training)
+    with pytest.raises(UserError, match=r"tokens_read.zh: \d+ -> \d+; --allow_config_change"):
+        run(doubled, tmp_path / "run")
+    stages = STAGES | {"second": dataclasses.replace(STAGES["second"], from_step=1)}
+    moved = dataclasses.replace(config, stages=stages)
+    train.run(moved, tmp_path / "run", devices=jax.devices()[:1], allow_config_change=True)
+    assert "changed since step 6: tokens_read.zh: " in capsys.readouterr().out
 
 
 def test_more_epochs_than_allowed_leave_no_folder(config, tmp_path):

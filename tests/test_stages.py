@@ -108,6 +108,29 @@ def test_batches_follow_one_another(lengths, skipped, count):
     assert batches(grid, count, row) == all_batches[skipped : skipped + count]
 
 
+@hypothesis.given(
+    st.integers(1, 20),
+    st.integers(1, 20),
+    st.integers(1, 20),
+    st.integers(1, 300),
+    st.integers(0, 60),
+)
+def test_every_ramp_ends_at_the_full_batch(start, increment, count, rows, from_step):
+    """Also where a batch is larger than the part of the ramp that it is in."""
+    full = start + count * increment
+    stages = {"later": {"from_step": from_step, "mask_ratio": 0.3}} if from_step else {}
+    grid = BatchGrid(make(stages, batch_size=full, batch_ramp=[start, increment, rows]))
+    assert grid.parts[-1].size == full
+    sizes = [part.size for part in grid.parts]
+    assert sizes == sorted(sizes)
+    for part, later in itertools.pairwise(grid.parts):
+        assert later.first_row == part.row_of(later.first_step) > part.first_row
+        assert later.stage > part.stage or later.size > part.size
+    if from_step:
+        assert next(part for part in grid.parts if part.stage).first_step == from_step
+    assert grid.parts[-1].first_row <= rows + full or grid.parts[-1].stage
+
+
 def test_a_row_within_a_batch_is_refused():
     grid = BatchGrid(make(TWO))
     with pytest.raises(UserError, match="row 3 is not the first of a batch of 8 rows"):

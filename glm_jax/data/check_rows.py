@@ -15,16 +15,18 @@ Fault = tuple[int, str]
 
 
 def check_rows(rows: Rows, count: int, special: SpecialTokens) -> None:
-    """Checks rows 0 .. count - 1.
+    """Checks the first `count` rows of every stage, or all it has.
 
     Raises:
       UserError: the first fault, with its row and slot; or a source cannot be read.
     """
-    for index in range(count):
-        fault = first_fault(rows[index], rows.window(index), special)
-        if fault:
-            slot, message = fault
-            raise UserError(f"row {index}, slot {slot}: {message}")
+    for stage in rows.stages:
+        num_rows = count if stage.num_rows is None else min(count, stage.num_rows)
+        for index in range(stage.first_row, stage.first_row + num_rows):
+            fault = first_fault(rows[index], rows.window(index), special)
+            if fault:
+                slot, message = fault
+                raise UserError(f"row {index}, slot {slot}: {message}")
 
 
 def first_fault(row: Batch, window: np.ndarray, special: SpecialTokens) -> Fault | None:

@@ -15,6 +15,7 @@ from glm_jax.objective import instruction
 from glm_jax.tokenizer import SpecialTokens
 
 _CACHED_GROUPS = 2  # rows come one after the other, but for where a shuffled run of them ends
+_LEAST_FILL, _FILL_STEP = 0.3, 0.02
 _READ_ON = 1024  # tokens at a time, for the end of an example
 
 
@@ -107,7 +108,7 @@ class PackedLane(WindowLane):
           num_rows: rows of the source in the stage, where it has an end.
         """
         super().__init__(stream, start, places, rooms)
-        self._rows_together, self._fill, self._num_rows = rows_together, fill, num_rows
+        self._rows_together, self._fill, self.num_rows = rows_together, fill, num_rows
         self._special = special
         self._groups: dict[int, _Group] = {}
 
@@ -142,21 +143,24 @@ class PackedLane(WindowLane):
         return group.tokens[start : start + part.size]
 
     def _group(self, number: int) -> "_Group":
-        if number not in self._groups:
-            while len(self._groups) >= _CACHED_GROUPS:
-                del self._groups[next(iter(self._groups))]
-            self._groups[number] = self._pack(number)
-        return self._groups[number]
+        group = self._groups.get(number)
+        if group is None:
+            group = self._pack(number)
+            # Another thread may read as well: the kept ones are replaced, never changed.
+            kept = [*self._groups.items()][-_CACHED_GROUPS + 1 :]
+            self._groups = dict([*kept, (number, group)])
+        return group
 
     def _pack(self, number: int) -> "_Group":
         first = number * self._rows_together
         end = first + self._rows_together
-        if self._num_rows is not None:
-            end = min(end, self._num_rows)
+        if self.num_rows is not None:
+            end = min(end, self.num_rows)
         text = self._read_text(self._start + self.taken(first), self._start + self.taken(end))
         sizes = np.diff(np.append(text.starts, len(text.tokens)))
         rooms = [self._room(rank + 1) - self._room(rank) for rank in range(first, end)]
-        return _Group(*text, rows=pack_documents(sizes, rooms, may_cut=self._may_cut))
+        rows = pack_documents(sizes, rooms, may_cut=self._may_cut)
+        return _Group(*text, rows=_mixed(rows, rooms, text.offset))
 
     def _read_text(self, begin: int, end: int) -> "_Text":
         """The documents in a range of the stream; what reaches beyond its ends is cut."""
@@ -171,11 +175,24 @@ class PackedLane(WindowLane):
 class ExampleLane(PackedLane):
     """Rows of whole prompts with their answers, none of which is cut in two.
 
-    An example belongs to the window of the stream that it begins in. One that is longer than what
-    room there is, is shortened (`instruction.shorten`).
+    An example belongs to the window of the stream that it begins in. Windows are as large as the
+    first examples of the stream show that rows have room for. One that is longer than a row, or for
+    which there is no room, is shortened (`instruction.shorten`).
     """
 
     _may_cut = False
+
+    def __init__(self, *args, fill: float, **options):
+        """As for `PackedLane`; `fill` is the most that is taken."""
+        super().__init__(*args, fill=fill, **options)
+        rooms = np.full(self._rows_together, self._room(1))
+        examples = self._read_text(0, min(int(rooms.sum()), self.stream.length))
+        sizes = np.minimum(np.diff(np.append(examples.starts, len(examples.tokens))), rooms[0])
+        before = np.cumsum(sizes) / rooms.sum()
+        while self._fill > _LEAST_FILL and not _all_fit(sizes[before <= self._fill], rooms):
+            self._fill -= _FILL_STEP
+        if self._fill < fill:
+            self._fill -= _FILL_STEP  # for windows that fit less well than the first
 
     def _tokens_of(self, group: "_Group", part: Part) -> np.ndarray:
         end = np.append(group.starts, len(group.tokens))[part.document + 1]
@@ -193,6 +210,22 @@ class ExampleLane(PackedLane):
         skipped, text = int(ends[0]), tokens[ends[0] :]
         starts = ends[:-1] - skipped
         return _Text(before + skipped, text, starts, np.ones(len(starts), bool))
+
+
+def _all_fit(sizes: np.ndarray, rooms: np.ndarray) -> bool:
+    rows = pack_documents(sizes, rooms.tolist(), may_cut=False)
+    return sum(part.size for row in rows for part in row) == sizes.sum()
+
+
+def _mixed(rows: list[list[Part]], rooms: list[int], key: int) -> list[list[Part]]:
+    """The rows of each room in random order: packing sorts them by the length of documents."""
+    mixed = list(rows)
+    rng = np.random.default_rng(key)
+    for room in sorted(set(rooms)):
+        places = [place for place, other in enumerate(rooms) if other == room]
+        for place, taken in zip(places, rng.permutation(places), strict=True):
+            mixed[place] = rows[taken]
+    return mixed
 
 
 class _Text(NamedTuple):

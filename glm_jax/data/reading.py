@@ -36,7 +36,7 @@ def _kinds(stage: StageRows) -> Iterator[str]:
             f"{kind.stream_tokens:7} {kind.max_blanks:7}"
         )
     for source, lane in mixture.lanes.items():
-        if isinstance(lane, PackedLane):
+        if isinstance(lane, PackedLane) and lane.num_rows != 0:
             yield f"{source}: rows hold whole documents, {lane.whole_share():.1%} of them uncut"
 
 

@@ -38,9 +38,21 @@ class SetAside(NamedTuple):
     reason: str  # one line
 
 
+class DataPosition(NamedTuple):
+    """Where a run stands in its data.
+
+    Attributes:
+      next_row: index of the first row that was not trained on, the whole state of the data.
+      tokens_read: by source, what all rows before it take under the config of the run.
+    """
+
+    next_row: int
+    tokens_read: dict[str, int]
+
+
 class Restored(NamedTuple):
     state: TrainState
-    meta: dict  # what `Checkpoints.save` was told: next_row, data, config, validation, ...
+    meta: dict  # what `Checkpoints.save` was told: next_row, tokens_read, data, config, ...
     set_aside: list[SetAside]
 
 
@@ -81,14 +93,14 @@ class Checkpoints:
         self,
         state: TrainState,
         config: Config,
-        next_row: int,
+        position: DataPosition,
         data: dict[str, list],
         validation: dict[str, float] | None,
     ) -> None:
         """Starts to save a state, once the save before it is finished.
 
         Args:
-          next_row: index of the first row that was not trained on, the whole state of the data.
+          position: where the data stands.
           data: fingerprint of the dataset.
           validation: figures of this very state, if there are any; `loss` ranks checkpoints.
 
@@ -102,7 +114,7 @@ class Checkpoints:
             "format_version": saved_state.FORMAT_VERSION,
             "step": step,
             "saved_at": time.time(),
-            "next_row": next_row,
+            **position._asdict(),
             "data": data,
             "config": to_dict(config),
             "validation": validation and json_value(validation),

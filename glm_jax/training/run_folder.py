@@ -55,7 +55,7 @@ def open_run(
     changes = config_changes(to_dict(saved), to_dict(config))
     misfits = _misfits(saved, config, changes) if step_folders(workdir / "checkpoints") else {}
     _check_changes(workdir, saved, config, misfits, allow_config_change)
-    return _lines(changes)
+    return change_lines(changes)
 
 
 def is_run(workdir: Path) -> bool:
@@ -150,7 +150,7 @@ def _check_changes(
     else:
         way_out = "--allow_config_change resumes it with them"
     raise UserError(
-        f"--workdir {workdir} holds another run: {'; '.join(_lines(refused))} ({way_out})"
+        f"--workdir {workdir} holds another run: {'; '.join(change_lines(refused))} ({way_out})"
     )
 
 
@@ -181,5 +181,5 @@ def _layout(config: Config) -> tuple:
     return structure, [(leaf.shape, leaf.dtype) for leaf in leaves]
 
 
-def _lines(changes: Changes) -> list[str]:
+def change_lines(changes: Changes) -> list[str]:
     return [f"{name}: {old!r} -> {new!r}" for name, (old, new) in sorted(changes.items())]

@@ -12,7 +12,7 @@ from glm_jax.training import manifest
 from glm_jax.training.manifest import UNFINISHED, Damaged
 from glm_jax.training.step import TrainState
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 _NAMES_SHOWN = 3
 
 

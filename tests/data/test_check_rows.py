@@ -98,6 +98,7 @@ def test_a_fault_names_its_row(make_config, open_rows):
     rows = open_rows(make_config())
 
     class Misread:
+        stages = rows.stages
         __getitem__ = staticmethod(rows.__getitem__)
 
         def window(self, index):

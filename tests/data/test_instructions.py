@@ -106,6 +106,28 @@ def test_every_example_is_in_one_row(make_config):
     assert padding == pytest.approx(0.05, abs=0.01)  # what packing_fill leaves
 
 
+@pytest.mark.parametrize("sizes", ["same", "spread"])
+@pytest.mark.parametrize("length", [300, 201, 349])
+def test_examples_that_fit_a_row_are_whole(make_config, length, sizes):
+    """Whatever room their length leaves in the rows of 512."""
+    rng = np.random.default_rng(0)
+    prompts = np.full(1500, length * 3 // 4)
+    if sizes == "spread":
+        prompts = np.exp(rng.normal(np.log(prompts), 0.5)).astype(int).clip(1, 380)
+    config = make_config(sources={"en": {}}, seq_length=512)
+    stream = Examples(prompts)
+    rows = Rows(config, {"en": stream}, SPECIAL, IS_SENTENCE_END, "train")
+    lane = rows.stages[0].mixture.lanes["en"]
+    whole = {tuple(example.tolist()) for example in stream.examples}
+    read = []
+    for rank in range(3 * 128):
+        window = lane.read(rank)
+        read += [tuple(part.tolist()) for part in np.split(window.tokens, window.ends[:-1])]
+    assert np.mean([example in whole for example in filter(None, read)]) > 0.995
+    taken = lane.taken(3 * 128)
+    assert sum(map(len, read)) == pytest.approx(taken, rel=0.01)
+
+
 def test_rows_of_examples_are_sound(make_config):
     """Also where an example is longer than a row."""
     stream = Examples([5, 300, 40, 2, 80, 1000, 3] * 9)

@@ -92,6 +92,14 @@ def test_whole_documents(natural, make_config):
     assert starts > 0.8 * count > 10 * cut
 
 
+def test_rows_are_not_in_the_order_of_their_documents(natural, make_config):
+    """Packing goes by length; batches must not."""
+    rows = open_natural(natural[0], make_config(sources={"en": {}}, seq_length=512))
+    texts = np.array([rows[index].segment.max() for index in range(8 * 128)]).reshape(8, 4, 32)
+    quarters = texts.mean(axis=(0, 2))
+    assert quarters.max() < 1.4 * quarters.min()
+
+
 @pytest.mark.parametrize("objective", TEXT_OBJECTIVES)
 def test_rows_of_documents_are_sound(natural, make_config, objective):
     rows = open_natural(natural[0], make_config(sources={"en": {}}, **ONLY[objective]))

@@ -28,7 +28,7 @@ from glm_jax.errors import UserError
 from glm_jax.parallel.sharding import make_sharding
 from glm_jax.training import manifest
 from glm_jax.training.bad_steps import History
-from glm_jax.training.checkpoint import Checkpoints, Restored
+from glm_jax.training.checkpoint import Checkpoints, DataPosition, Restored
 from glm_jax.training.health import health
 from glm_jax.training.step import TrainState, state_shardings
 from glm_jax.training.step_folders import superseded
@@ -67,7 +67,7 @@ def state_of(step: int, config: Config = CONFIG) -> TrainState:
 
 def save(checkpoints: Checkpoints, step: int, config: Config = CONFIG, loss: float | None = None):
     validation = None if loss is None else {"loss": loss, "accuracy": float("nan")}
-    checkpoints.save(state_of(step, config), config, 8 * step, DATA, validation)
+    checkpoints.save(state_of(step, config), config, DataPosition(8 * step, {}), DATA, validation)
 
 
 def save_two(workdir: Path, config: Config) -> Path:
@@ -146,7 +146,7 @@ def test_the_newest_state_and_what_was_said_of_it_come_back(saved):
     assert restored.state.step.sharding == layout()[1].step
     assert restored.meta["next_row"] == 80
     assert restored.meta["data"] == DATA
-    assert restored.meta["format_version"] == 2
+    assert restored.meta["format_version"] == 3
     assert restored.meta["versions"]["jax"] == jax.__version__
     assert restored.meta["config"]["model"]["num_layers"] == 2
     assert restored.meta["validation"] is None
@@ -322,9 +322,9 @@ def test_after_going_back_the_same_steps_are_saved_again(run):
     assert restored.set_aside[0].reason == "training went back to step 5"
     assert checkpoints.latest_step == 5
     other = jax.tree.map(lambda leaf: leaf + 1, state_of(10))._replace(step=jnp.int32(10))
-    checkpoints.save(other, CONFIG, 0, DATA, None)
+    checkpoints.save(other, CONFIG, DataPosition(0, {}), DATA, None)
     assert_same(checkpoints.restore_newest(abstract, shardings).state, other)
-    checkpoints.save(other, CONFIG, 1, DATA, None)
+    checkpoints.save(other, CONFIG, DataPosition(1, {}), DATA, None)
     restored = checkpoints.restore_newest(abstract, shardings)
     assert restored.meta["next_row"] == 1
     assert (run / "checkpoints" / "set_aside" / "10.replaced").is_dir()
@@ -520,7 +520,7 @@ def test_the_first_format_is_refused(run):
         (folder / "manifest-0-of-1.json").unlink()
         meta = json.loads((folder / "meta" / "metadata").read_text())
         (folder / "meta" / "metadata").write_text(json.dumps(meta | {"format_version": 1}))
-    expected = f"{run}/checkpoints/10 has format 1, this program reads 2"
+    expected = f"{run}/checkpoints/10 has format 1, this program reads 3"
     assert refusal(run) == expected
     with pytest.raises(UserError) as caught:
         load_params(run)
