@@ -7,6 +7,7 @@ import pathlib
 from collections.abc import Mapping
 
 import numpy as np
+import tokenizers
 
 from glm_jax.errors import UserError
 from glm_jax.folders import written_whole
@@ -49,7 +50,11 @@ class ImportedTokenizer(Tokenizer):
       unknown: the id that the vocabulary gives to what it cannot spell, or None.
     """
 
+    # Set by each kind.
     unknown: int | None
+    _library: tokenizers.Tokenizer
+    _pieces: list[str]
+    _control_ids: np.ndarray
 
     def __init__(self, directory: pathlib.Path, model: bytes, info: ImportedInfo):
         """Use `Tokenizer.load`, which checks the description."""
@@ -58,6 +63,20 @@ class ImportedTokenizer(Tokenizer):
 
     def __reduce__(self):
         return type(self), (self.dir, self.model, self.info)
+
+    @property
+    def pieces(self) -> list[str]:
+        """The string of every id: for a byte-level vocabulary the text of its bytes, with the
+        `icetk` rules white space for its symbol."""
+        return list(self._pieces)
+
+    @property
+    def vocab_size(self) -> int:
+        return len(self._pieces)
+
+    @property
+    def control_ids(self) -> np.ndarray:
+        return self._control_ids
 
     def check_import(self) -> None:
         """What is checked once, when a vocabulary is taken over; see `SentencePieceTokenizer`."""
@@ -69,6 +88,14 @@ class ImportedTokenizer(Tokenizer):
         _check_special_ids(tokenizer, path)
         _check_text_gives_no_control_symbol(tokenizer, directory / cls.model_file)
         return tokenizer
+
+    def _encode_batch(self, texts: list[str], num_threads: int) -> list[np.ndarray]:
+        del num_threads  # the library takes the threads it finds
+        batch = self._library.encode_batch_fast(texts, add_special_tokens=False)
+        return [np.array(encoding.ids, np.int32) for encoding in batch]
+
+    def _decode(self, ids: np.ndarray) -> str:
+        return self._library.decode(ids[~np.isin(ids, self._control_ids)].tolist())
 
 
 def save_imported(directory: str | pathlib.Path, model: bytes, info: ImportedInfo) -> Tokenizer:

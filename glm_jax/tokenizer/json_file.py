@@ -18,53 +18,32 @@ class JsonTokenizer(ImportedTokenizer, kind="tokenizer_json"):
 
     def __init__(self, directory: pathlib.Path, model: bytes, info: ImportedInfo):
         super().__init__(directory, model, info)
-        self._tokenizer = json_tokenizer(model, directory / JSON_FILE)
-        self._tokenizer.encode_special_tokens = True
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
-        vocab = self._tokenizer.get_vocab()
-        unknown = getattr(self._tokenizer.model, "unk_token", None)
+        self._library = json_tokenizer(model, directory / JSON_FILE)
+        self._library.encode_special_tokens = True
+        self._library.no_truncation()
+        self._library.no_padding()
+        vocab = self._library.get_vocab()
+        unknown = getattr(self._library.model, "unk_token", None)
         self.unknown = vocab.get(unknown)
         self._pieces = self._find_pieces(vocab)
         self._control_ids = self._find_control_ids(vocab)
 
-    @property
-    def pieces(self) -> list[str]:
-        """The string of every id; of a byte-level vocabulary, the text of its bytes."""
-        return list(self._pieces)
-
-    @property
-    def vocab_size(self) -> int:
-        return len(self._pieces)
-
-    @property
-    def control_ids(self) -> np.ndarray:
-        return self._control_ids
-
     def _find_pieces(self, vocab: dict[str, int]) -> list[str]:
-        added = self._tokenizer.get_added_tokens_decoder()
-        is_byte_level = isinstance(self._tokenizer.decoder, tokenizers.decoders.ByteLevel)
+        added = self._library.get_added_tokens_decoder()
+        is_byte_level = isinstance(self._library.decoder, tokenizers.decoders.ByteLevel)
         pieces = [""] * (max(vocab.values()) + 1)
         for piece, index in vocab.items():
             is_text = is_byte_level and index not in added
-            pieces[index] = self._tokenizer.decoder.decode([piece]) if is_text else piece
+            pieces[index] = self._library.decoder.decode([piece]) if is_text else piece
         return pieces
 
     def _find_control_ids(self, vocab: dict[str, int]) -> np.ndarray:
-        added = self._tokenizer.get_added_tokens_decoder()
+        added = self._library.get_added_tokens_decoder()
         special = {index for index, token in added.items() if token.special}
         special |= {index for index in self.info.special_tokens.values() if index is not None}
         special |= set(range(self.vocab_size)) - set(vocab.values())
         special |= set() if self.unknown is None else {self.unknown}
         return np.array(sorted(special), np.int32)
-
-    def _encode_batch(self, texts: list[str], num_threads: int) -> list[np.ndarray]:
-        del num_threads  # the library takes the threads it finds
-        batch = self._tokenizer.encode_batch(texts, add_special_tokens=False)
-        return [np.array(encoding.ids, np.int32) for encoding in batch]
-
-    def _decode(self, ids: np.ndarray) -> str:
-        return self._tokenizer.decode(ids[~np.isin(ids, self._control_ids)].tolist())
 
 
 def json_tokenizer(model: bytes, path: pathlib.Path) -> tokenizers.Tokenizer:

@@ -39,23 +39,10 @@ class SentencePieceTokenizer(ImportedTokenizer, kind="sentencepiece"):
         self._library = json_tokenizer(
             json.dumps({"version": "1.0", **self.json_parts}).encode(), directory / MODEL_FILE
         )
-        self._pieces = [*processor.id_to_piece(list(range(len(processor)))), *info.added_pieces]
+        pieces = [*processor.id_to_piece(list(range(len(processor)))), *info.added_pieces]
+        is_icetk = info.text_rules == ICETK
+        self._pieces = [icetk.spelled(piece) for piece in pieces] if is_icetk else pieces
         self._control_ids = _find_control_ids(processor, len(self._pieces))
-
-    @property
-    def pieces(self) -> list[str]:
-        """The string of every id; with the `icetk` rules white space stands for its symbol."""
-        if self.info.text_rules == ICETK:
-            return [icetk.spelled(piece) for piece in self._pieces]
-        return list(self._pieces)
-
-    @property
-    def vocab_size(self) -> int:
-        return len(self._pieces)
-
-    @property
-    def control_ids(self) -> np.ndarray:
-        return self._control_ids
 
     def check_import(self) -> None:
         """Compares with SentencePiece itself on the text of every piece and on pairs of them.
@@ -92,14 +79,6 @@ class SentencePieceTokenizer(ImportedTokenizer, kind="sentencepiece"):
             return False
         score = self._processor.get_score
         return abs(sum(map(score, first)) - sum(map(score, second))) < _ROUNDING
-
-    def _encode_batch(self, texts: list[str], num_threads: int) -> list[np.ndarray]:
-        del num_threads  # the library takes the threads it finds
-        batch = self._library.encode_batch_fast(texts, add_special_tokens=False)
-        return [np.array(encoding.ids, np.int32) for encoding in batch]
-
-    def _decode(self, ids: np.ndarray) -> str:
-        return self._library.decode(ids[~np.isin(ids, self._control_ids)].tolist())
 
 
 def _is_combining(character: str) -> bool:
