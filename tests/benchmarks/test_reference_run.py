@@ -13,7 +13,7 @@ from commands import run_command
 from safetensors import safe_open
 from training.samples import changed
 
-from glm_jax.data.dataset import host_batches
+from glm_jax.data.dataset import equal_batches
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 GOLDEN = ROOT / "tests" / "goldens" / "almanac_curve.csv"
@@ -95,7 +95,7 @@ def batches(initial) -> list:
 
 
 def first_batches(initial: reference_run.Start, number: int) -> list:
-    with contextlib.closing(host_batches(initial.dataset.train, 0, initial.config)) as batches:
+    with contextlib.closing(equal_batches(initial.dataset.train, initial.config)) as batches:
         return list(itertools.islice(batches, number))
 
 
