@@ -21,6 +21,7 @@ import ml_collections
 from glm_jax import config
 from glm_jax.errors import UserError
 from glm_jax.model.presets import preset
+from glm_jax.recipes import CAUSAL_OBJECTIVE, CONTINUED
 
 VARIANTS = {"6b": "chatglm_6b", "2_6b": "chatglm2_6b", "3_6b": "chatglm3_6b"}
 
@@ -30,23 +31,16 @@ def get_config(variant: str = "3_6b") -> ml_collections.ConfigDict:
         known = ", ".join(VARIANTS)
         raise UserError(f"configs/chatglm.py has no variant {variant!r}; known: {known}")
     c = ml_collections.ConfigDict(config.default_dict())
+    c.update(CONTINUED)
     c.model = config.to_dict(preset(VARIANTS[variant]))
     c.model.remat = "full"
     c.data.num_workers = 4
-    c.objective.document_infill_prob = 0.0
     if variant == "6b":
         c.data.seq_length, c.training.batch_size = 2048, 512
         c.objective.token_weight, c.objective.document_weight = 0.3, 0.7
+        c.objective.document_infill_prob = 0.0
     else:
         c.data.seq_length, c.training.batch_size = 8192, 128
-        c.objective.token_weight, c.objective.document_weight = 0.0, 1.0
-        c.objective.document_min_ratio = 1.0
-    c.optimizer.learning_rate = 2e-5
-    c.optimizer.schedule = "wsd"
-    c.optimizer.warmup_steps = 500
-    c.optimizer.cooldown_steps = 2_000
-    c.optimizer.b2, c.optimizer.eps = 0.95, 1e-8
-    c.training.steps = 10_000
-    c.mesh.data, c.mesh.fsdp = 1, -1
+        c.objective.update(CAUSAL_OBJECTIVE)
     c.checkpoint.keep_every = 2_500
     return c

@@ -17,6 +17,7 @@ import ml_collections
 from glm_jax import config
 from glm_jax.errors import UserError
 from glm_jax.layouts.folder import open_checkpoint
+from glm_jax.recipes import CAUSAL_OBJECTIVE, CONTINUED
 from glm_jax.training.run_folder import load_config
 
 _LONGEST_ROW = 2048
@@ -30,6 +31,7 @@ def get_config(folder: str = "") -> ml_collections.ConfigDict:
         return ml_collections.ConfigDict(config.to_dict(load_config(pathlib.Path(folder))))
     model = open_checkpoint(folder, compare_checksums=False).config
     c = ml_collections.ConfigDict(config.default_dict())
+    c.update(CONTINUED)
     c.init_from = folder
     c.model = config.to_dict(model)
     if model.hidden_dim >= _WIDE:
@@ -37,17 +39,9 @@ def get_config(folder: str = "") -> ml_collections.ConfigDict:
     c.objective.shuffle_spans = model.span_position != "slot"
     c.data.seq_length = min(_LONGEST_ROW, model.max_positions)
     if model.context == "causal":
-        c.objective.token_weight, c.objective.document_weight = 0.0, 1.0
-        c.objective.document_infill_prob, c.objective.document_min_ratio = 0.0, 1.0
+        c.objective.update(CAUSAL_OBJECTIVE)
     else:
         c.objective.token_weight = 0.4
         c.objective.sentence_weight = 0.3
         c.objective.document_weight = 0.3
-    c.optimizer.learning_rate = 2e-5
-    c.optimizer.schedule = "wsd"
-    c.optimizer.warmup_steps = 500
-    c.optimizer.cooldown_steps = 2_000
-    c.optimizer.b2, c.optimizer.eps = 0.95, 1e-8
-    c.training.steps = 10_000
-    c.mesh.data, c.mesh.fsdp = 1, -1
     return c

@@ -22,6 +22,7 @@ import ml_collections
 from glm_jax import config
 from glm_jax.errors import UserError
 from glm_jax.model.presets import preset
+from glm_jax.recipes import CAUSAL_OBJECTIVE, CONTINUED
 
 VARIANTS = {"9b": "glm4_9b", "0414_9b": "glm4_0414_9b", "0414_32b": "glm4_0414_32b"}
 
@@ -31,20 +32,14 @@ def get_config(variant: str = "9b") -> ml_collections.ConfigDict:
         known = ", ".join(VARIANTS)
         raise UserError(f"configs/glm4.py has no variant {variant!r}; known: {known}")
     c = ml_collections.ConfigDict(config.default_dict())
+    c.update(CONTINUED)
     c.model = config.to_dict(preset(VARIANTS[variant]))
     c.model.remat = "full"
     c.data.seq_length = 8192
     c.data.num_workers = 4
-    c.objective.token_weight, c.objective.document_weight = 0.0, 1.0
-    c.objective.document_min_ratio = 1.0
-    c.objective.document_infill_prob = 0.0
-    c.optimizer.learning_rate = 1e-5 if variant == "0414_32b" else 2e-5
-    c.optimizer.schedule = "wsd"
-    c.optimizer.warmup_steps = 500
-    c.optimizer.cooldown_steps = 2_000
-    c.optimizer.b2, c.optimizer.eps = 0.95, 1e-8
+    c.objective.update(CAUSAL_OBJECTIVE)
+    if variant == "0414_32b":
+        c.optimizer.learning_rate = 1e-5
     c.training.batch_size = 128
-    c.training.steps = 10_000
-    c.mesh.data, c.mesh.fsdp = 1, -1
     c.checkpoint.keep_every = 2_500
     return c

@@ -15,6 +15,7 @@ ALLOWED = {
     "language": set(),
     "folders": {"errors"},
     "versions": set(),
+    "recipes": set(),
     "config": {"errors", "config_checks"},
     "config_checks": {"errors", "config", "stages"},
     "stages": {"errors", "config"},
