@@ -11,6 +11,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from absl import flags
+from layouts.tiny_models import random_params
 from safetensors import safe_open
 
 from glm_jax import export, layouts
@@ -60,18 +61,6 @@ def tokenizer(tmp_path_factory) -> Tokenizer:
     return Tokenizer.load(folder)
 
 
-def _params(config: ModelConfig) -> dict:
-    rng = np.random.default_rng(0)
-    scale = {"embedding": 0.5, "kernel": 0.2, "bias": 0.05, "scale": 0.1}
-    flat = {
-        name: (
-            rng.normal(scale=scale[name.split("/")[-1]], size=shape) + name.endswith("scale")
-        ).astype(np.float32)
-        for name, shape in parameters.shapes(config).items()
-    }
-    return parameters.unflatten(flat)
-
-
 def _export(config, params, tokenizer, out, *, dtype="float32", layout="glm_jax", **options):
     release = Release(layouts.find_layout(layout), config, tokenizer, None, dtype)
     source = ArraySource(config, parameters.flatten(params))
@@ -86,7 +75,7 @@ def _verify(config, params, tokenizer, out, lengths, dtype="float32"):
 
 def test_the_folder_is_complete(tokenizer, tmp_path):
     out = tmp_path / "deep" / "out"
-    _export(LEARNED, _params(LEARNED), tokenizer, out)
+    _export(LEARNED, random_params(LEARNED), tokenizer, out)
     assert sorted(path.name for path in out.iterdir()) == FILES
     assert [path.name for path in out.parent.iterdir()] == ["out"]
 
@@ -107,7 +96,7 @@ def test_the_folder_is_complete(tokenizer, tmp_path):
 
 @pytest.mark.parametrize("size", ["5GB", "30KB"])
 def test_the_weights_come_back(tokenizer, tmp_path, size):
-    params = _params(ROTARY)
+    params = random_params(ROTARY)
     _export(ROTARY, params, tokenizer, tmp_path / "out", max_shard_size=size)
     tensors = SafetensorsFiles(tmp_path / "out")
     back = parameters.flatten(layouts.load_params("glm_jax", tensors, ROTARY))
@@ -116,7 +105,7 @@ def test_the_weights_come_back(tokenizer, tmp_path, size):
 
 
 def test_weights_in_bfloat16(tokenizer, tmp_path):
-    params = _params(LEARNED)
+    params = random_params(LEARNED)
     _export(LEARNED, params, tokenizer, tmp_path / "out", dtype="bfloat16")
     assert json.loads((tmp_path / "out" / "config.json").read_text())["torch_dtype"] == "bfloat16"
     with safe_open(tmp_path / "out" / "model.safetensors", "numpy") as file:
@@ -128,7 +117,7 @@ def test_weights_in_bfloat16(tokenizer, tmp_path):
 
 
 def test_only_an_earlier_export_is_replaced(tokenizer, tmp_path):
-    params = _params(LEARNED)
+    params = random_params(LEARNED)
     foreign = tmp_path / "foreign"
     foreign.mkdir()
     _export(LEARNED, params, tokenizer, foreign)  # empty: nothing is lost
@@ -147,7 +136,7 @@ def test_only_an_earlier_export_is_replaced(tokenizer, tmp_path):
 
 
 def test_a_failed_export_leaves_the_earlier_one(tokenizer, tmp_path):
-    params = _params(LEARNED)
+    params = random_params(LEARNED)
     out = tmp_path / "out"
     _export(LEARNED, params, tokenizer, out)
     before = (out / "model.safetensors").read_bytes()
@@ -157,7 +146,7 @@ def test_a_failed_export_leaves_the_earlier_one(tokenizer, tmp_path):
     assert (out / "model.safetensors").read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     (tmp_path / ".out.incomplete").mkdir()  # what a killed export leaves
-    _export(LEARNED, _params(LEARNED), tokenizer, out, overwrite=True)
+    _export(LEARNED, random_params(LEARNED), tokenizer, out, overwrite=True)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
@@ -192,7 +181,7 @@ def torch():
     ids=["learned_2d", "rope_2d", "bfloat16"],
 )
 def test_torch_agrees_with_jax(tokenizer, tmp_path, config, dtype, torch):
-    params = _params(config)
+    params = random_params(config)
     _export(config, params, tokenizer, tmp_path / "out", dtype=dtype)
     checks = _verify(config, params, tokenizer, tmp_path / "out", [8, 33, 64], dtype)
     cases = ["parameters read back", "8 slots", "33 slots", "64 slots", "greedy answers"]
@@ -204,7 +193,7 @@ def test_torch_agrees_with_jax(tokenizer, tmp_path, config, dtype, torch):
 
 @pytest.mark.torch
 def test_verify_notices_other_weights(tokenizer, tmp_path, torch):
-    params = _params(LEARNED)
+    params = random_params(LEARNED)
     _export(LEARNED, params, tokenizer, tmp_path / "out")
     params["layers"]["mlp"]["up"]["bias"] = params["layers"]["mlp"]["up"]["bias"] + 0.01
     checks = _verify(LEARNED, params, tokenizer, tmp_path / "out", [33])
@@ -213,11 +202,11 @@ def test_verify_notices_other_weights(tokenizer, tmp_path, torch):
 
 @pytest.fixture
 def run(tokenizer, tmp_path, monkeypatch):
-    """A run's folder whose checkpoint is `_params(LEARNED)` at step 7."""
+    """A run's folder whose checkpoint is `random_params(LEARNED)` at step 7."""
     shutil.copytree(tokenizer.dir, tmp_path / "run" / "tokenizer")
     (tmp_path / "run" / "checkpoints").mkdir()
     (tmp_path / "run" / "config.json").write_text("{}")
-    config, params = Config(model=LEARNED, data=DataConfig(seq_length=48)), _params(LEARNED)
+    config, params = Config(model=LEARNED, data=DataConfig(seq_length=48)), random_params(LEARNED)
     opened = (config, parameters.flatten(params), 7)
     monkeypatch.setattr(export, "open_params", lambda *_, **__: opened)
     return tmp_path / "run"
@@ -292,7 +281,7 @@ assert not {"glm_jax", "jax"} & {name.split(".")[0] for name in sys.modules}
 @pytest.mark.torch
 def test_a_fresh_process_needs_torch_and_transformers_only(tokenizer, tmp_path, torch):
     out = tmp_path / "out"
-    params = _params(LEARNED)
+    params = random_params(LEARNED)
     _export(LEARNED, params, tokenizer, out, max_shard_size="30KB")
     ran = subprocess.run(
         [sys.executable, "-I", "-c", FRESH_PROCESS, str(out), str(tmp_path / "copy")],

@@ -14,6 +14,7 @@ from glm_jax.config import ModelConfig
 from glm_jax.errors import UserError
 from glm_jax.layouts.published_config import Fields, model_config
 from glm_jax.layouts.table import Layout, PerHead, Row, Same, norm, projection
+from glm_jax.model.presets import preset
 
 _LAYER = "transformer.layers.{i}."
 _QKV = _LAYER + "attention.query_key_value"
@@ -29,6 +30,7 @@ def read_config(
     fields.must_be("pre_seq_len", None)
     hidden = fields.size("hidden_size")
     return model_config(
+        preset("chatglm_6b"),
         vocab_size=fields.size("vocab_size"),
         num_layers=fields.size("num_layers"),
         hidden_dim=hidden,
@@ -36,11 +38,7 @@ def read_config(
         mlp_dim=fields.size("inner_hidden_size", 4 * hidden),
         max_positions=fields.size("max_sequence_length", 2048),
         norm_eps=fields.number("layernorm_epsilon", 1e-5),
-        position="rope_2d",
-        residual="deepnorm",
         deepnorm_alpha=_ALPHA,
-        tie_embeddings=False,
-        init_std=0.0052,
     )
 
 

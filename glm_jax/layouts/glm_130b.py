@@ -11,6 +11,7 @@ from typing import Any
 from glm_jax.config import ModelConfig
 from glm_jax.layouts.published_config import Fields, model_config, num_layers
 from glm_jax.layouts.table import Block, Layout, PerHead, Row, Same, norm, projection
+from glm_jax.model.presets import preset
 
 _LAYER = "transformer.layers.{i}."
 _QKV = _LAYER + "attention.query_key_value"
@@ -36,6 +37,7 @@ def read_config(
         hub = sizes
     fields = Fields(hub)
     return model_config(
+        preset("glm_130b"),
         vocab_size=fields.size("vocab_size"),
         num_layers=fields.size("num_layers"),
         hidden_dim=fields.size("hidden_size"),
@@ -44,13 +46,6 @@ def read_config(
         max_positions=fields.size("max_sequence_length", 2048),
         norm_eps=fields.number("layernorm_epsilon", 1e-5),
         deepnorm_alpha=fields.number("deepnorm_alpha", 0.0),
-        position="rope_1d",
-        span_position="mixed",
-        residual="deepnorm",
-        activation="geglu",
-        init_std=0.0052,
-        embedding_dropout=0.1,
-        output_dropout=0.1,
     )
 
 

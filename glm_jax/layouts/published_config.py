@@ -9,6 +9,7 @@ from glm_jax.config_checks import check_model
 from glm_jax.errors import UserError
 
 _MISSING = object()
+_PLAIN = ModelConfig()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,13 +54,13 @@ class Fields:
         return default
 
 
-def model_config(**fields: Any) -> ModelConfig:
-    """A checked ModelConfig.
+def model_config(base: ModelConfig = _PLAIN, **fields: Any) -> ModelConfig:
+    """A checked ModelConfig: `base` with other values of some fields.
 
     Raises:
       UserError: the fields do not make a model.
     """
-    model = ModelConfig(**fields)
+    model = dataclasses.replace(base, **fields)
     check_model(model)
     return model
 

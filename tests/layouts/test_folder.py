@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from layouts.tiny_models import MODELS, random_params, write_folder
+from layouts.tiny_models import MODELS, assert_same, random_params, write_folder
 
 from glm_jax import layouts
 from glm_jax.config import ModelConfig
@@ -15,13 +15,6 @@ from glm_jax.layouts import parameters, read_all
 from glm_jax.layouts.folder import open_checkpoint
 from glm_jax.layouts.safetensors_files import INDEX, WEIGHTS, SafetensorsFiles
 from glm_jax.layouts.table import listed
-
-
-def assert_same(left: dict, right: dict) -> None:
-    left, right = parameters.flatten(left), parameters.flatten(right)
-    assert left.keys() == right.keys()
-    for name in left:
-        np.testing.assert_array_equal(left[name], right[name], err_msg=name)
 
 
 @pytest.mark.parametrize("layout", MODELS)

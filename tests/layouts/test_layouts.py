@@ -6,7 +6,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
-from layouts.tiny_models import MODELS, random_params
+from layouts.tiny_models import MODELS, assert_same, random_params
 
 from glm_jax import layouts
 from glm_jax.config import ModelConfig
@@ -27,13 +27,6 @@ def _fixture_weights(fixtures: Path, name: str) -> dict[str, np.ndarray]:
     return {k.removeprefix("param."): tensors[k] for k in tensors if k.startswith("param.")}
 
 
-def _assert_same(left: dict, right: dict) -> None:
-    left, right = parameters.flatten(left), parameters.flatten(right)
-    assert left.keys() == right.keys()
-    for name in left:
-        np.testing.assert_array_equal(left[name], right[name], err_msg=name)
-
-
 @pytest.mark.parametrize("name", LAYOUT_OF)
 def test_published_weights_come_back_bit_for_bit(fixtures, name):
     theirs = _fixture_weights(fixtures, name)
@@ -49,7 +42,7 @@ def test_every_layout_returns_what_it_was_given(name):
     params = random_params(CONFIGS[name])
     for layout in (LAYOUT_OF[name], "glm_jax"):
         tensors = dict(layouts.export_tensors(layout, params, CONFIGS[name]))
-        _assert_same(layouts.load_params(layout, tensors, CONFIGS[name]), params)
+        assert_same(layouts.load_params(layout, tensors, CONFIGS[name]), params)
         shapes = layouts.find_layout(layout).tensor_shapes(CONFIGS[name])
         assert list(shapes.items()) == [(k, v.shape) for k, v in tensors.items()]
 

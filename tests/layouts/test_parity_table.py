@@ -8,14 +8,13 @@ of context and both dtypes of weights. round trip: a folder of the layout, read 
 
 import dataclasses
 import functools
-import json
 from pathlib import Path
 
 import jax
 import numpy as np
+import published
 import pytest
 from layouts.tiny_models import MODELS, random_params, write_folder
-from safetensors import safe_open
 
 from glm_jax import layouts
 from glm_jax.batch import Batch
@@ -143,25 +142,20 @@ def torch_gradients(model, batch: Batch, *, native: bool) -> dict[str, np.ndarra
 @pytest.mark.parametrize("layout", PUBLISHED)
 def test_published_numbers(layout, fixtures, table):
     name, changes, limit = PUBLISHED[layout]
-    with safe_open(fixtures / f"{name}.safetensors", "numpy") as file:
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        published = json.loads(file.metadata()["config"])
-    hidden = published["hidden_size"]
-    inner = published.get("inner_hidden_size", published.get("ffn_hidden_size", 4 * hidden))
+    tensors, fields = published.read(fixtures / f"{name}.safetensors")
     config = dataclasses.replace(
         MODELS[layout],
-        hidden_dim=hidden,
-        num_heads=published["num_attention_heads"],
-        mlp_dim=inner,
+        hidden_dim=fields["hidden_size"],
+        num_heads=fields["num_attention_heads"],
+        mlp_dim=published.mlp_dim(fields),
         norm_eps=1e-5,
         **changes,
     )
-    weights = {k.removeprefix("param."): v for k, v in tensors.items() if k.startswith("param.")}
-    params = layouts.load_params(layout, weights, config)
+    params = layouts.load_params(layout, published.part(tensors, "param."), config)
     batch = _published_batch(tensors)
     error = np.abs(jax_logits(config, params, batch) - tensors["logits"]).max()
     gradients = layouts.export_tensors(layout, jax_gradients(config, params, batch), config)
-    theirs = {k.removeprefix("grad."): v for k, v in tensors.items() if k.startswith("grad.")}
+    theirs = published.part(tensors, "grad.")
     theirs = {k.removeprefix("glm."): v for k, v in theirs.items()}
     worst = worst_relative(gradients, theirs)
     table[layout, "import logits"], table[layout, "import gradients"] = (
@@ -173,16 +167,11 @@ def test_published_numbers(layout, fixtures, table):
 
 
 def _published_batch(tensors: dict) -> Batch:
-    tokens, ids = tensors["input_ids"], tensors.get("position_ids")
-    end = np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32) + 1, tokens.shape)
-    if "sep" in tensors:
-        end = np.maximum(tensors["sep"][:, None], end).astype(np.int32)
-    position = end - 1 if ids is None else ids if ids.ndim == 2 else ids[:, 0]
-    block = ids[:, 1] if ids is not None and ids.ndim == 3 else np.zeros_like(position)
+    tokens, position, block, start, end = published.model_rows(tensors)
     labels, zeros = tensors["labels"], np.zeros_like(tokens)
     weights = (labels >= 0).astype(np.float32)
     targets = np.maximum(labels, 0)
-    return Batch(tokens, targets, weights, position, block, zeros, end, zeros + 1, zeros, zeros)
+    return Batch(tokens, targets, weights, position, block, start, end, zeros + 1, zeros, zeros)
 
 
 def worst_relative(ours: dict, theirs: dict) -> float:

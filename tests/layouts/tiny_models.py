@@ -66,3 +66,11 @@ def write_folder(
     no_tokens = dict.fromkeys(found.token_ids)  # the defaults of classes exceed this vocabulary
     (out / "config.json").write_text(json.dumps(found.write_config(config) | no_tokens))
     return out
+
+
+def assert_same(left: dict, right: dict) -> None:
+    """Of nested dicts of parameters: bit for bit."""
+    left, right = parameters.flatten(left), parameters.flatten(right)
+    assert left.keys() == right.keys()
+    for name in left:
+        np.testing.assert_array_equal(left[name], right[name], err_msg=name)

@@ -1,13 +1,12 @@
 """The model against numbers computed by the published PyTorch code (float64, stored float32)."""
 
-import json
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import published
 import pytest
-from safetensors import safe_open
 
 from glm_jax import layouts
 from glm_jax.config import ModelConfig
@@ -47,21 +46,17 @@ CASES = {
 @pytest.fixture(scope="module", params=CASES)
 def case(request, fixtures):
     case = CASES[request.param]
-    with safe_open(fixtures / f"{request.param}.safetensors", "numpy") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        published = json.loads(file.metadata()["config"])
-    hidden = published["hidden_size"]
-    inner = published.get("inner_hidden_size", published.get("ffn_hidden_size", 4 * hidden))
-    grouped = published.get("multi_query_attention", False)
+    tensors, fields = published.read(fixtures / f"{request.param}.safetensors")
+    grouped = fields.get("multi_query_attention", False)
     config = ModelConfig(
         vocab_size=len(tensors["logits"][0, 0]),
-        num_layers=published["num_layers"],
-        hidden_dim=hidden,
-        num_heads=published["num_attention_heads"],
-        num_kv_heads=published["multi_query_group_num"] if grouped else 0,
-        mlp_dim=inner,
-        max_positions=published.get("max_sequence_length", 64),
-        norm_eps=published.get("layernorm_epsilon", 1e-5),
+        num_layers=fields["num_layers"],
+        hidden_dim=fields["hidden_size"],
+        num_heads=fields["num_attention_heads"],
+        num_kv_heads=fields["multi_query_group_num"] if grouped else 0,
+        mlp_dim=published.mlp_dim(fields),
+        max_positions=fields.get("max_sequence_length", 64),
+        norm_eps=fields.get("layernorm_epsilon", 1e-5),
         dtype="float32",
         attention_backend="reference",
         **case.changes,
@@ -69,41 +64,24 @@ def case(request, fixtures):
     return case, config, tensors
 
 
-def part(tensors: dict, prefix: str) -> dict:
-    return {
-        name.removeprefix(prefix): value
-        for name, value in tensors.items()
-        if name.startswith(prefix)
-    }
-
-
-def rows(tensors: dict) -> tuple:
-    """Arguments of the model for the fixture's rows: a bidirectional part, causal from there."""
-    tokens, ids = tensors["input_ids"], tensors.get("position_ids")
-    end = np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32) + 1, tokens.shape)
-    if "sep" in tensors:
-        end = np.maximum(tensors["sep"][:, None], end).astype(np.int32)
-    position = end - 1 if ids is None else ids if ids.ndim == 2 else ids[:, 0]
-    block_position = ids[:, 1] if ids is not None and ids.ndim == 3 else np.zeros_like(position)
-    return tokens, position, block_position, np.zeros_like(end), end
-
-
 def test_logits(case):
     case, config, tensors = case
-    params = layouts.load_params(case.layout, part(tensors, "param."), config)
-    logits = jax.jit(glm.apply_logits, static_argnums=0)(config, params, *rows(tensors))
+    params = layouts.load_params(case.layout, published.part(tensors, "param."), config)
+    logits = jax.jit(glm.apply_logits, static_argnums=0)(
+        config, params, *published.model_rows(tensors)
+    )
     assert logits.dtype == jnp.float32
     np.testing.assert_allclose(logits, tensors["logits"], rtol=0, atol=case.atol)
 
 
 def test_loss_and_gradients(case):
     case, config, tensors = case
-    params = layouts.load_params(case.layout, part(tensors, "param."), config)
+    params = layouts.load_params(case.layout, published.part(tensors, "param."), config)
     labels = tensors["labels"]
     weights = (labels >= 0).astype(np.float32)
 
     def mean_loss(params):
-        hidden = glm.apply_hidden(config, params, *rows(tensors))
+        hidden = glm.apply_hidden(config, params, *published.model_rows(tensors))
         kernel = glm.output_kernel(config, params)
         total, _ = target_cross_entropy(hidden, kernel, np.maximum(labels, 0), weights)
         return total / weights.sum()
@@ -111,10 +89,10 @@ def test_loss_and_gradients(case):
     loss, gradients = jax.jit(jax.value_and_grad(mean_loss))(params)
     np.testing.assert_allclose(loss, tensors["loss"][0], rtol=0, atol=2e-6)
     # Compared tensor by tensor of theirs: the gradient of a key bias alone is zero in exact maths.
-    published = layouts.export_tensors(case.layout, jax.device_get(gradients), config)
-    expected = part(tensors, "grad.")
-    for name, gradient in published.items():
+    ours = layouts.export_tensors(case.layout, jax.device_get(gradients), config)
+    expected = published.part(tensors, "grad.")
+    for name, gradient in ours.items():
         theirs = expected.get(name, expected.get(f"glm.{name}"))
         error = np.linalg.norm(gradient - theirs) / np.linalg.norm(theirs)
         assert error <= 1e-4, f"{name}: relative error {error:.2e}"
-    assert len(published) == len(expected)
+    assert len(ours) == len(expected)
