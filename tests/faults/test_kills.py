@@ -76,22 +76,23 @@ def _before_the_first_step(training):
     training.wait_until(lambda: lines(training.workdir, "started") != [])
 
 
-@pytest.mark.parametrize("moment", [_in_a_step, _in_a_save, _in_evaluation, _before_the_first_step])
-def test_sigterm_saves_and_ends_with_zero(moment, data_dir, undisturbed, tmp_path):
-    workdir = tmp_path / "run"
-    training = Training(data_dir, workdir)
-    moment(training)
-    assert training.signal(signal.SIGTERM) == 0, training.printed()
-    stopped = lines(workdir, "stopped")[-1]
-    assert stopped["reason"] == "SIGTERM"
-    if moment is _in_evaluation:
-        assert lines(workdir, "validation") == []
-    if moment is _before_the_first_step:
-        assert (stopped["step"], last_step(workdir)) == (0, 0)
+def test_sigterm_saves_and_ends_with_zero(data_dir, undisturbed, tmp_path):
+    """One run, which is ended and resumed at every moment."""
+    workdir, resumed_from = tmp_path / "run", []
+    for moment in (_before_the_first_step, _in_a_step, _in_a_save, _in_evaluation):
+        training = Training(data_dir, workdir)
+        moment(training)
+        assert training.signal(signal.SIGTERM) == 0, training.printed()
+        *_, stopped = lines(workdir, "stopped")
+        assert stopped["reason"] == "SIGTERM", moment
+        if moment is _before_the_first_step:
+            assert (stopped["step"], last_step(workdir)) == (0, 0)
+        if moment is _in_evaluation:
+            assert lines(workdir, "validation") == []
+        resumed_from.append(stopped["step"])
     training = Training(data_dir, workdir)
     assert training.wait() == 0, training.printed()
-    if stopped["step"]:
-        assert lines(workdir, "resumed")[-1]["step"] == stopped["step"]
+    assert [line["step"] for line in lines(workdir, "resumed")] == resumed_from[1:]
     assert_same_run(workdir, undisturbed)
 
 
@@ -106,14 +107,15 @@ def test_limits_of_a_session_save_too(data_dir, undisturbed, tmp_path):
     assert_same_run(workdir, undisturbed)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_to_the_whole_group_saves_too(number, data_dir, undisturbed, tmp_path):
+def test_a_signal_to_the_whole_group_saves_too(data_dir, undisturbed, tmp_path):
     """As terminals and schedulers send it: the processes that build rows get it as well."""
     workdir = tmp_path / "run"
-    training = Training(data_dir, workdir, "--config.data.num_workers=1")
-    training.wait_until(lambda: last_step(workdir) >= 7)
-    assert training.signal_group(number) == 0, training.printed()
-    assert lines(workdir, "stopped")[-1]["reason"] == number.name
+    for number in (signal.SIGTERM, signal.SIGINT):
+        before = last_step(workdir)
+        training = Training(data_dir, workdir, "--config.data.num_workers=1")
+        training.wait_until(lambda start=before: last_step(workdir) >= start + 7)
+        assert training.signal_group(number) == 0, training.printed()
+        assert lines(workdir, "stopped")[-1]["reason"] == number.name
     training = Training(data_dir, workdir)
     assert training.wait() == 0, training.printed()
     assert_same_run(workdir, undisturbed)
