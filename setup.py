@@ -32,6 +32,7 @@ CORE = [
 TORCH = ["torch>=2.13.0,<3", "transformers>=5.23.0,<6"]
 TEST = [
     "pytest>=9.2.0,<10",
+    "pytest-xdist>=3.8.0,<4",
     "hypothesis>=6.170.15,<7",
     "ruff==0.17.6",
     "tensorboardX>=2.6.5,<3",

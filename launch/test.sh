@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # The tests: a fast default, everything with --all; other arguments go to pytest.
 #   bash launch/test.sh [--all] [pytest args]
+# --all runs in two processes; `--all -n 0` in one, which --pdb needs and -s to see what is printed.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
@@ -39,6 +40,9 @@ arguments=()
 for argument in "$@"; do
   if [ "$argument" = "--all" ]; then
     selected="" # an empty expression selects everything
+    # Each process takes a half of the files in order, and then tests of the other: files stay whole
+    # but where work is taken over, and a long last file does not keep one process waiting.
+    arguments=(-n 2 --dist worksteal ${arguments[@]+"${arguments[@]}"})
     install_oldest_transformers
     install_beam
   else
