@@ -5,32 +5,33 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-# Exports promise to load in this version as well as in the installed one.
-install_oldest_transformers() {
-  local folder="$ROOT/.cache/transformers_oldest"
+# Installs pinned packages, and nothing that they depend on, into a folder of their own, once.
+install_beside() { # name of the folder, what it is, packages
+  local folder="$ROOT/.cache/$1" what="$2"
+  shift 2
   [ -e "$folder/.installed" ] && return
-  say "installing the oldest transformers into $folder"
+  say "installing $what into $folder"
   rm -rf "$folder"
   "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps \
-    --target="$folder" transformers==4.46.3 tokenizers==0.20.3 huggingface_hub==0.36.2 ||
-    fail "pip could not install transformers 4.46.3; is the network (PyPI) reachable?"
+    --target="$folder" "$@" ||
+    fail "pip could not install $what; is the network (PyPI) reachable?"
   touch "$folder/.installed"
+}
+
+# Exports promise to load in this version as well as in the installed one.
+install_oldest_transformers() {
+  install_beside transformers_oldest "the oldest transformers" \
+    transformers==4.46.3 tokenizers==0.20.3 huggingface_hub==0.36.2
 }
 
 # Beam declares upper bounds below the pinned protobuf and pyarrow, with which it runs. So it is
 # installed beside them, without its dependencies but for those that nothing else brings.
 install_beam() {
-  local folder="$ROOT/.cache/beam"
-  [ -e "$folder/.installed" ] && return
-  say "installing Apache Beam into $folder"
-  rm -rf "$folder"
-  "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps \
-    --target="$folder" apache-beam==2.77.0 beartype==0.22.9 cffi==2.1.1 cryptography==50.0.2 \
+  install_beside beam "Apache Beam" \
+    apache-beam==2.77.0 beartype==0.22.9 cffi==2.1.1 cryptography==50.0.2 \
     fastavro==1.13.1 fasteners==0.20 grpcio==1.85.1 httplib2==0.32.1 jsonpickle==4.1.4 \
     objsize==0.7.1 proto-plus==1.29.0 pycparser==3.12 pyparsing==3.3.3 \
-    python-dateutil==2.9.0.post0 pytz==2026.6 zstandard==0.25.0 ||
-    fail "pip could not install Apache Beam 2.77.0; is the network (PyPI) reachable?"
-  touch "$folder/.installed"
+    python-dateutil==2.9.0.post0 pytz==2026.6 zstandard==0.25.0
 }
 
 ensure_venv "test,torch"
