@@ -36,12 +36,17 @@ def ten_steps(run_config, tmp_path_factory):
     return workdir, run(run_config, workdir)
 
 
-@pytest.fixture
-def five_steps(run_config, ten_steps, tmp_path):
-    """A run that stopped after five of its ten steps."""
-    workdir = tmp_path / "run"
+@pytest.fixture(scope="module")
+def first_five_steps(run_config, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("five") / "run"
     run(changed(run_config, "training", steps=5), workdir)
     return workdir
+
+
+@pytest.fixture
+def five_steps(first_five_steps, tmp_path):
+    """A run that stopped after five of its ten steps."""
+    return shutil.copytree(first_five_steps, tmp_path / "run")
 
 
 def test_ten_steps_are_five_resume_and_five(run_config, ten_steps, five_steps):

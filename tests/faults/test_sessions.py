@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import shutil
 
 import jax
 import pytest
@@ -17,6 +18,16 @@ pytestmark = pytest.mark.slow
 
 def run(config, workdir, stopping=None):
     return train.run(config, workdir, stopping, devices=jax.devices()[:1])
+
+
+@pytest.fixture(scope="module")
+def sessions(run_config, tmp_path_factory):
+    """Folders of a run that is finished and of one that has done a step; copy what you change."""
+    folder = tmp_path_factory.mktemp("sessions")
+    run(run_config, folder / "finished")
+    with Stopping(max_steps=1) as stopping:
+        run(run_config, folder / "one_step", stopping)
+    return folder
 
 
 class EndedInItsLastValidation(Stopping):
@@ -41,18 +52,16 @@ def test_a_validation_that_was_given_up_is_done_by_the_next_session(run_config, 
     assert (workdir / "metrics.jsonl").read_text() == before
 
 
-def test_fewer_steps_than_are_done_are_nothing_to_do(run_config, tmp_path, capsys):
-    run(run_config, tmp_path / "run")
-    before = (tmp_path / "run/metrics.jsonl").read_text()
-    capsys.readouterr()
-    run(changed(run_config, "training", steps=4), tmp_path / "run")
+def test_fewer_steps_than_are_done_are_nothing_to_do(run_config, sessions, tmp_path, capsys):
+    workdir = shutil.copytree(sessions / "finished", tmp_path / "run")
+    before = (workdir / "metrics.jsonl").read_text()
+    run(changed(run_config, "training", steps=4), workdir)
     assert "nothing to do: step 10 of 4 is done" in capsys.readouterr().out
-    assert (tmp_path / "run/metrics.jsonl").read_text() == before
+    assert (workdir / "metrics.jsonl").read_text() == before
 
 
-def test_damage_is_said_before_anything_can_refuse(run_config, tmp_path, monkeypatch):
-    workdir = tmp_path / "run"
-    run(run_config, workdir)
+def test_damage_is_said_before_anything_can_refuse(run_config, sessions, tmp_path, monkeypatch):
+    workdir = shutil.copytree(sessions / "finished", tmp_path / "run")
     meta = workdir / "checkpoints/10/meta/metadata"
     meta.write_bytes(bytes([meta.read_bytes()[0] ^ 1]) + meta.read_bytes()[1:])
 
@@ -66,10 +75,8 @@ def test_damage_is_said_before_anything_can_refuse(run_config, tmp_path, monkeyp
     assert (fallback["bad_step"], fallback["moved_to"].split("/")[-1]) == (10, "10.changed")
 
 
-def test_two_processes_cannot_train_in_one_folder(run_config, tmp_path):
-    workdir = tmp_path / "run"
-    with Stopping(max_steps=1) as stopping:
-        run(run_config, workdir, stopping)
+def test_two_processes_cannot_train_in_one_folder(run_config, sessions, tmp_path):
+    workdir = shutil.copytree(sessions / "one_step", tmp_path / "run")
     with (workdir / ".lock").open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         with pytest.raises(UserError, match="another process trains in --workdir"):
@@ -90,10 +97,8 @@ def test_samples_that_cannot_be_filled_are_refused_first(run_config, tmp_path, s
     assert not (tmp_path / "run").exists()
 
 
-def test_a_changed_config_is_told_and_kept(run_config, tmp_path):
-    workdir = tmp_path / "run"
-    with Stopping(max_steps=1) as stopping:
-        run(run_config, workdir, stopping)
+def test_a_changed_config_is_told_and_kept(run_config, sessions, tmp_path):
+    workdir = shutil.copytree(sessions / "one_step", tmp_path / "run")
     with Stopping(max_steps=2) as stopping:
         run(changed(run_config, "training", steps=12), workdir, stopping)
     (resumed,) = lines(workdir, "resumed")
