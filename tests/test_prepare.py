@@ -150,6 +150,17 @@ def test_a_failure_keeps_the_earlier_dataset(inputs, tokenizer_dir, tmp_path, mo
     assert [path for path in tmp_path.iterdir() if "out" in path.name] == [out]
 
 
+def test_a_full_disk_is_one_line(inputs, tokenizer_dir, tmp_path, monkeypatch):
+    write_shard = shard_writer.write_shard
+    monkeypatch.setattr(
+        shard_writer, "write_shard", lambda _, *values: write_shard("/dev/full", *values)
+    )
+    with pytest.raises(UserError, match="out cannot be written: /dev/full: .*No space left") as got:
+        run(inputs, tokenizer_dir, tmp_path / "out")
+    assert "\n" not in str(got.value)
+    assert not (tmp_path / "out").exists()
+
+
 def test_command(inputs, tokenizer_dir, tmp_path):
     command = [sys.executable, "-m", "glm_jax.prepare", f"--tokenizer={tokenizer_dir}"]
     command += [f"--input={path}" for path in inputs]

@@ -6,9 +6,10 @@ BLOCK_TOKENS tokens, of which the last is shorter. So the record of any token is
 of the shards and arithmetic, and a window touches one or two records.
 """
 
+import contextlib
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -66,19 +67,21 @@ def write_shard(
 
     Returns:
       tokens, documents, records, bytes (of the file) and sha256.
+
+    Raises:
+      OSError: the file cannot be written, such as on a full disk.
     """
     record_features = features(vocab_size)
     serializer = ExampleSerializer(record_features.get_serialized_info())
     tokens = tokens.astype(token_dtype(vocab_size), copy=False)
     begins = np.arange(0, len(tokens), BLOCK_TOKENS)
     documents = np.searchsorted(np.cumsum(sizes), begins, side="right")
-    writer = array_record_module.ArrayRecordWriter(os.fspath(path), _WRITER_OPTIONS)
-    for begin, document in zip(begins.tolist(), documents.tolist(), strict=True):
-        record = {"tokens": tokens[begin : begin + BLOCK_TOKENS], "document": document}
-        example = serializer.get_tf_example(record_features.encode_example(record))
-        # Otherwise the order of the features is another in every process.
-        writer.write(example.SerializeToString(deterministic=True))
-    writer.close()
+    with _writing(path) as writer:
+        for begin, document in zip(begins.tolist(), documents.tolist(), strict=True):
+            record = {"tokens": tokens[begin : begin + BLOCK_TOKENS], "document": document}
+            example = serializer.get_tf_example(record_features.encode_example(record))
+            # Otherwise the order of the features is another in every process.
+            writer.write(example.SerializeToString(deterministic=True))
     return {
         "tokens": len(tokens),
         "documents": len(sizes),
@@ -86,6 +89,17 @@ def write_shard(
         "bytes": os.path.getsize(path),
         "sha256": sha256(path),
     }
+
+
+@contextlib.contextmanager
+def _writing(path: str | os.PathLike) -> Iterator[array_record_module.ArrayRecordWriter]:
+    """A writer that is closed; what array_record raises as a RuntimeError is an OSError here."""
+    try:
+        writer = array_record_module.ArrayRecordWriter(os.fspath(path), _WRITER_OPTIONS)
+        yield writer
+        writer.close()
+    except RuntimeError as error:
+        raise OSError(f"{path}: {' '.join(str(error).split())}") from error
 
 
 class Record(NamedTuple):
