@@ -25,6 +25,7 @@ sees what it must not.
 """
 
 import itertools
+import os
 import pathlib
 import typing
 from collections.abc import Sequence
@@ -129,6 +130,7 @@ def main() -> None:
         return
     for name in ("input", "tokenizer", "out"):
         cli.required(name)
+    _check_flags_have_a_use()
     values = {field.name: FLAGS[field.name].value for field in fields(Options)}
     options = Options(**values | {"decontaminate": tuple(FLAGS.decontaminate)})
     manifest = prepare(
@@ -172,7 +174,8 @@ def prepare(
     _check_target(target, overwrite)
     check_source_name(options.source)
     tokenizer = Tokenizer.load(tokenizer_dir)
-    sizes = _sizes(expand_inputs(inputs))
+    paths = _checked(expand_inputs(inputs))
+    sizes = {path: input_bytes(path) for path in paths}
     encoder = Encoder(tokenizer, options, _decontaminator(options))
     plan = make_plan(sizes, encoder)
     grid = Grid(options.validation_share, plan["num_shards"])
@@ -272,15 +275,36 @@ def rows_of_run(workdir: pathlib.Path) -> TrainingRows:
     return TrainingRows(dataset.train, tokenizer)
 
 
-def _sizes(inputs: Sequence[str]) -> dict[str, int]:
-    """Bytes on disk of every input, after a look at each; in an order that says nothing."""
-    sizes: dict[str, int] = {}
+def _checked(inputs: Sequence[str]) -> list[str]:
+    """The inputs, after a look at each, in an order that says nothing; none is there twice."""
+    given: dict[str, str] = {}
     for path in sorted(inputs):
-        if path in sizes:
-            raise UserError(f"--input={path} is given twice")
         check_readable(path)
-        sizes[path] = input_bytes(path)
-    return sizes
+        if (first := given.get(_resolved(path))) is not None:
+            spelled = "" if first == path else f", also as {first}"
+            raise UserError(f"--input={path} is given twice{spelled}")
+        given[_resolved(path)] = path
+    return list(given.values())
+
+
+def _resolved(path: str) -> str:
+    """The same for all spellings of a path, and links to it; a split stays at its end."""
+    if "://" in path:
+        return path
+    folder, mark, split = path.rpartition("#")
+    if mark and os.path.isdir(folder):
+        return f"{os.path.realpath(folder)}#{split}"
+    return os.path.realpath(path)
+
+
+def _check_flags_have_a_use() -> None:
+    if FLAGS["decontaminate_ngram"].present and not FLAGS.decontaminate:
+        raise UserError("--decontaminate_ngram has no use without --decontaminate")
+    if FLAGS.num_processes is not None and FLAGS.beam_pipeline_options is not None:
+        raise UserError(
+            "--num_processes is of this machine; with --beam_pipeline_options the runner has an "
+            "option for it, such as direct_num_workers"
+        )
 
 
 def _decontaminator(options: Options) -> Decontaminator | None:

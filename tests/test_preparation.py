@@ -288,6 +288,10 @@ def test_an_input_given_twice(write, tokenizer_dir, tmp_path):
     path = write("a.jsonl", ENGLISH)
     with pytest.raises(UserError, match=r"--input=.*a.jsonl is given twice"):
         run([path, path], tokenizer_dir, tmp_path / "out")
+    (tmp_path / "link.jsonl").symlink_to(path)
+    for other in (f"{tmp_path}/./a.jsonl", str(tmp_path / "link.jsonl")):
+        with pytest.raises(UserError, match=r"--input=.*jsonl is given twice, also as .*jsonl$"):
+            run([path, other], tokenizer_dir, tmp_path / "out")
 
 
 def test_a_dataset_is_verified(write, tokenizer_dir, tmp_path):

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from commands import run_command
 from prepared import CHINESE, ENGLISH, all_documents, documents, make_tokenizer, read, run
 
 from glm_jax import prepare, tokenizer
@@ -159,6 +160,24 @@ def test_a_full_disk_is_one_line(inputs, tokenizer_dir, tmp_path, monkeypatch):
         run(inputs, tokenizer_dir, tmp_path / "out")
     assert "\n" not in str(got.value)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [
+        (["--decontaminate_ngram=20"], "--decontaminate_ngram has no use without --decontaminate"),
+        (
+            ["--num_processes=2", "--beam_pipeline_options=runner=DirectRunner"],
+            "--num_processes is of this machine; with --beam_pipeline_options the runner has",
+        ),
+    ],
+)
+def test_a_flag_without_use_is_refused(tmp_path, flags, reason):
+    command = ["-m", "glm_jax.prepare", "--input=a.txt", "--tokenizer=t", f"--out={tmp_path}/out"]
+    finished = run_command(*command, *flags)
+    assert finished.returncode == 2
+    assert finished.stderr.startswith(f"error: {reason}")
+    assert finished.stderr.count("\n") == 1
 
 
 def test_command(inputs, tokenizer_dir, tmp_path):

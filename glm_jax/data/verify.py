@@ -30,8 +30,9 @@ def check_shards(folder: epath.Path, shards: Sequence[dict], level: str) -> None
     """
     total = sum(shard["bytes"] for shard in shards)
     with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as pool:
-        for shard in shards:
-            _check_size(folder / shard["name"], shard["bytes"])
+        sizes = pool.map(lambda shard: _check_size(folder / shard["name"], shard["bytes"]), shards)
+        for _ in sizes:  # all of them before anything is hashed, which takes long
+            pass
         checks = pool.map(lambda shard: _check_content(folder, shard, level), shards)
         for _ in _announced(checks, f"checking {folder}", len(shards), level, total):
             pass
