@@ -264,6 +264,16 @@ def test_an_input_that_has_grown_is_another_plan(interrupted, tmp_path):
         again()
 
 
+def test_an_input_that_was_edited_is_another_plan(interrupted, tmp_path):
+    again, _ = interrupted
+    path = tmp_path / "2.jsonl"
+    text = path.read_text()
+    path.write_text(text.replace("quick", "swift"))
+    assert len(path.read_text()) == len(text)
+    with pytest.raises(UserError, match=r"another inputs_changed\.[^ ]*2.jsonl \(\d+, now \d+\)"):
+        again()
+
+
 def test_a_folder_of_that_name_is_spared(write, tokenizer_dir, tmp_path):
     (tmp_path / "out.partial").mkdir()
     (tmp_path / "out.partial" / "thesis.txt").write_text("years of work")

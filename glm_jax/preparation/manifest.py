@@ -2,9 +2,12 @@
 
 import dataclasses
 import json
+import os
 import pathlib
 import shutil
 from collections.abc import Mapping, Sequence
+
+from etils import epath
 
 from glm_jax.data.shards import SPLITS, TOKENIZER_DIR, VERSION, split_metadata, write_metadata
 from glm_jax.data.sources import digest
@@ -18,7 +21,7 @@ _TEXTS = ("characters", "bytes", "copies")
 
 
 def make_plan(input_bytes: Mapping[str, int], encoder: Encoder) -> dict:
-    """What decides the bytes of a dataset, as JSON.
+    """What decides the bytes of a dataset, as JSON; the times at which inputs were changed, too.
 
     Not `on_error`: what was finished while faults stop the program had none.
     """
@@ -28,12 +31,29 @@ def make_plan(input_bytes: Mapping[str, int], encoder: Encoder) -> dict:
     return {
         "version": VERSION,
         "inputs": dict(input_bytes),
+        "inputs_changed": {path: _changed(path) for path in input_bytes},
         "options": decisive,
         "num_shards": options.num_shards or choose_num_shards(input_bytes),
         "chunk_bytes": CHUNK_BYTES,
         "tokenizer": encoder.tokenizer.fingerprint,
         "evaluation_texts": encoder.decontaminator and encoder.decontaminator.fingerprint,
     }
+
+
+def _changed(path: str) -> int:
+    """When an input, or the youngest file of a TFDS folder, was changed: it may keep its size."""
+    file = epath.Path(path)
+    if not file.exists():
+        file = epath.Path(path.rpartition("#")[0])  # FOLDER#SPLIT
+    files = file.iterdir() if file.is_dir() else [file]
+    return max(_nanoseconds(file) for file in files)
+
+
+def _nanoseconds(file: epath.Path) -> int:
+    """Buckets know seconds."""
+    if "://" in str(file):
+        return int(file.stat().mtime * 10**9)
+    return os.stat(file).st_mtime_ns
 
 
 def complete_dataset(
