@@ -1,6 +1,8 @@
 """Output folders that are whole or not there."""
 
 import contextlib
+import errno
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,9 +38,38 @@ def written_whole(target: Path) -> Iterator[Path]:
 
 def take_place(partial: Path, target: Path) -> None:
     """Renames a whole folder to `target`; what was there before goes when it has succeeded."""
-    replaced = target.with_name(f".{target.name}.replaced")
-    shutil.rmtree(replaced, ignore_errors=True)
+    remove_replaced(target)
     if target.exists():
-        target.rename(replaced)
+        target.rename(_replaced(target))
     partial.rename(target)
-    shutil.rmtree(replaced, ignore_errors=True)
+    sync(target.parent)
+    remove_replaced(target)
+
+
+def remove_replaced(target: Path) -> None:
+    """Removes what `take_place` put out of the way, if it was killed before it could."""
+    shutil.rmtree(_replaced(target), ignore_errors=True)
+
+
+def sync(path: Path) -> None:
+    """Waits until a file, or the names in a folder, would outlast a crash of the machine."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        # Not every file system of a network knows it of folders.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP) or not path.is_dir():
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def sync_all(folder: Path) -> None:
+    """`sync` of a folder and of all that is in it."""
+    for path in folder.rglob("*"):
+        sync(path)
+    sync(folder)
+
+
+def _replaced(target: Path) -> Path:
+    return target.with_name(f".{target.name}.replaced")

@@ -48,7 +48,7 @@ from glm_jax.preparation.manifest import complete_dataset, make_plan
 from glm_jax.preparation.options import Options
 from glm_jax.preparation.planning import check_source_name
 from glm_jax.preparation.verification import verify_dataset
-from glm_jax.preparation.work import MANIFEST_FILE, Work
+from glm_jax.preparation.work import MANIFEST_FILE, Work, is_in_place
 from glm_jax.tokenizer import Tokenizer
 
 if typing.TYPE_CHECKING:
@@ -171,7 +171,8 @@ def prepare(
     if "://" in out:
         raise UserError(f"--out={out} must be a folder of this machine; copy it when it is whole")
     target = pathlib.Path(out)
-    _check_target(target, overwrite)
+    if not is_in_place(target):
+        _check_target(target, overwrite)
     check_source_name(options.source)
     tokenizer = Tokenizer.load(tokenizer_dir)
     paths = _checked(expand_inputs(inputs))

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from prepared import (
 from glm_jax.data.shards import VERSION
 from glm_jax.data.sources import TokenStream
 from glm_jax.errors import UserError
-from glm_jax.preparation import local, planning
+from glm_jax.preparation import local, planning, work
 from glm_jax.preparation.census import Census, Grid, Part
 from glm_jax.preparation.encoded import PLACES, key
 from glm_jax.preparation.verification import verify_dataset
@@ -282,10 +283,41 @@ def test_a_folder_of_that_name_is_spared(write, tokenizer_dir, tmp_path):
     assert (tmp_path / "out.partial" / "thesis.txt").exists()
 
 
+@pytest.mark.parametrize("left", ["everything", "the plan"])
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_killed_when_the_dataset_is_in_its_place(
+    write, tokenizer_dir, tmp_path, monkeypatch, left, overwrite
+):
+    inputs, out = [write("a.jsonl", ENGLISH)], tmp_path / "out"
+    if overwrite:
+        run(inputs, tokenizer_dir, out, seed=1)
+
+    def killed(dataset, target):
+        if target.exists():
+            target.rename(tmp_path / ".out.replaced")
+        dataset.rename(target)
+        raise Killed
+
+    with monkeypatch.context() as context:
+        context.setattr(work, "take_place", killed)
+        with pytest.raises(Killed):
+            run(inputs, tokenizer_dir, out, overwrite=overwrite)
+    manifest = (out / "manifest.json").stat()
+    if left == "the plan":
+        shutil.rmtree(tmp_path / "out.partial" / "chunks")
+        shutil.rmtree(tmp_path / "out.partial" / "shards")
+    with pytest.raises(UserError, match="begun with another options.seed"):
+        run(inputs, tokenizer_dir, out, seed=2)
+    again = run(inputs, tokenizer_dir, out, overwrite=overwrite)
+    assert again == json.loads((out / "manifest.json").read_text())
+    assert (out / "manifest.json").stat().st_ino == manifest.st_ino
+    assert {path.name for path in tmp_path.iterdir()} == {"a.jsonl", "out"}
+    with pytest.raises(UserError, match="is not empty"):
+        run(inputs, tokenizer_dir, out)
+
+
 def test_two_programs_do_not_write_the_same(interrupted, tmp_path):
     again, _ = interrupted
-    from glm_jax.preparation import work
-
     plan = json.loads((tmp_path / "out.partial" / "plan.json").read_text())
     with (
         work.Work(tmp_path / "out", plan, overwrite=False),
