@@ -18,6 +18,7 @@ from prepared import (
     write_lines,
 )
 
+from glm_jax import prepare
 from glm_jax.data.shards import VERSION
 from glm_jax.data.sources import TokenStream
 from glm_jax.errors import UserError
@@ -245,6 +246,40 @@ def test_what_is_finished_is_not_done_again(interrupted, tmp_path):
     assert 0 < len(encoded) < 20
     assert 0 not in encoded
     assert not (tmp_path / "out.partial").exists()
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut", "missing"])
+@pytest.mark.parametrize("name", ["reading.json", "*.table.npy", "*.tokens.npy"])
+def test_a_damaged_chunk_is_encoded_again(interrupted, tmp_path, name, damage):
+    again, encoded = interrupted
+    path = next((tmp_path / "out.partial" / "chunks" / "0000003").glob(name))
+    content = path.read_bytes()
+    path.unlink() if damage == "missing" else path.write_bytes(
+        content[: len(content) // 2 if damage == "cut" else 0]
+    )
+    again()
+    assert encoded.count(3) == 1
+    assert not {0, 1, 2, 4} & set(encoded)
+
+
+@pytest.mark.parametrize("what", ["report", "shard"])
+def test_a_damaged_shard_is_written_again(write, tokenizer_dir, tmp_path, monkeypatch, what):
+    inputs = [write("a.jsonl", ENGLISH)]
+    run(inputs, tokenizer_dir, tmp_path / "whole")
+
+    def killed(*_):
+        raise Killed
+
+    with monkeypatch.context() as context:
+        context.setattr(prepare, "complete_dataset", killed)
+        with pytest.raises(Killed):
+            run(inputs, tokenizer_dir, tmp_path / "out")
+    partial = tmp_path / "out.partial"
+    name = "en-train.array_record-00000-of-00001"
+    report, shard = partial / "shards" / f"{name}.json", partial / "dataset/en" / VERSION / name
+    (report if what == "report" else shard).write_bytes(b"")
+    run(inputs, tokenizer_dir, tmp_path / "out")
+    assert hashes(tmp_path / "out") == hashes(tmp_path / "whole")
 
 
 def test_another_plan_does_not_go_on(interrupted, tmp_path):

@@ -12,11 +12,9 @@ from glm_jax.preparation.census import Grid
 from glm_jax.preparation.encoded import Encoded
 from glm_jax.preparation.encoding import EncodedChunk, Encoder
 from glm_jax.preparation.planning import Shard, plan_shards
-from glm_jax.preparation.reading import CHUNK_BYTES, Reading
+from glm_jax.preparation.reading import CHUNK_BYTES, READING_FILE, Reading
 from glm_jax.preparation.shard_writer import ShardWriter
 from glm_jax.preparation.work import Work, write_text
-
-_READING_FILE = "reading.json"
 
 
 def make_shards(
@@ -59,7 +57,7 @@ def make_shards(
             | apache_beam.GroupByKey()
             | "write" >> apache_beam.Map(gather, reading=apache_beam.pvalue.AsSingleton(reading))
         )
-    whole = Reading.from_json(json.loads((work.folder / _READING_FILE).read_text()))
+    whole = Reading.from_json(json.loads((work.folder / READING_FILE).read_text()))
     shards = plan_shards(whole.censuses, encoder.options.source, grid)
     return whole, [(shard, writer.write(shard, [])) for shard in shards]
 
@@ -92,7 +90,7 @@ def _add_up(readings: Iterable[Reading]) -> Reading:
 
 
 def _note(reading: Reading, folder: pathlib.Path) -> None:
-    write_text(folder / _READING_FILE, json.dumps(reading.to_json()))
+    write_text(folder / READING_FILE, json.dumps(reading.to_json()))
 
 
 @contextlib.contextmanager

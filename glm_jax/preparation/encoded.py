@@ -2,12 +2,13 @@
 
 import functools
 import hashlib
-import os
 import pathlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+
+from glm_jax.folders import sync
 
 PLACES = 1 << 64
 """Places are the integers below: a document's place in the order is the first half of its key."""
@@ -95,10 +96,9 @@ def shuffled(pieces: Sequence[Encoded], drop_copies: bool) -> tuple[Encoded, int
 def save(directory: pathlib.Path, name: str, documents: Encoded) -> None:
     """Writes the documents for `load`; about two bytes a token and 29 a document."""
     for field, array in documents._asdict().items():
-        with (directory / f"{name}.{field}.npy").open("wb") as file:
-            np.save(file, array)
-            file.flush()
-            os.fsync(file.fileno())
+        path = directory / f"{name}.{field}.npy"
+        np.save(path, array)
+        sync(path)
 
 
 def load(directory: pathlib.Path, name: str) -> Encoded | None:

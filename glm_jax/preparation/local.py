@@ -12,16 +12,16 @@ from rich import console, progress
 
 from glm_jax.documents import Chunk, chunks
 from glm_jax.errors import UserError
+from glm_jax.folders import sync
 from glm_jax.preparation.census import Grid
 from glm_jax.preparation.encoded import load, save
 from glm_jax.preparation.encoding import Encoder
 from glm_jax.preparation.planning import Shard, plan_shards, text_bytes
-from glm_jax.preparation.reading import CHUNK_BYTES, Reading
+from glm_jax.preparation.reading import CHUNK_BYTES, READING_FILE, Reading
 from glm_jax.preparation.shard_writer import ShardWriter
-from glm_jax.preparation.work import Work, finished
+from glm_jax.preparation.work import Work, finished, write_text
 from glm_jax.preparation.workers import map_unordered
 
-_READING_FILE = "reading.json"
 _WORTH_PROCESSES = 64 << 20  # bytes of text
 
 
@@ -80,7 +80,7 @@ class _EncodeChunk:
     chunks: pathlib.Path
 
     def unfinished(self, items: Iterable[tuple[int, Chunk]]) -> Iterator[tuple[int, Chunk]]:
-        return (item for item in items if not self._folder(item[0]).exists())
+        return (item for item in items if not self._is_finished(item[0]))
 
     def __call__(self, item: tuple[int, Chunk]) -> None:
         number, chunk = item
@@ -91,13 +91,24 @@ class _EncodeChunk:
         for language, documents in encoded.by_language.items():
             save(partial, language, documents)
         reading = Reading.of(encoded, self.grid)
-        (partial / _READING_FILE).write_text(json.dumps(reading.to_json()))
+        write_text(partial / READING_FILE, json.dumps(reading.to_json()))
         try:
             partial.rename(folder)
         except OSError:
             if not folder.exists():
                 raise
             shutil.rmtree(partial)  # a worker that outlived its killed parent was faster
+        sync(self.chunks)
+
+    def _is_finished(self, number: int) -> bool:
+        """Whether a chunk is there; one that a crash of the machine left damaged is removed."""
+        folder = self._folder(number)
+        if not folder.exists():
+            return False
+        if not _is_whole(folder):
+            shutil.rmtree(folder)
+            return False
+        return True
 
     def _folder(self, number: int) -> pathlib.Path:
         return self.chunks / f"{number:07d}"
@@ -117,11 +128,23 @@ class _GatherShard:
 
 
 def _whole_reading(folders: pathlib.Path) -> Reading:
-    parts = [
-        Reading.from_json(json.loads((folder / _READING_FILE).read_text()))
-        for folder in finished(folders)
-    ]
-    return sum(parts, Reading.nothing())
+    return sum(map(_reading, finished(folders)), Reading.nothing())
+
+
+def _reading(folder: pathlib.Path) -> Reading:
+    return Reading.from_json(json.loads((folder / READING_FILE).read_text()))
+
+
+def _is_whole(folder: pathlib.Path) -> bool:
+    """Whether a chunk has the documents that it says, and their tokens."""
+    try:
+        for language, census in _reading(folder).censuses.items():
+            documents = load(folder, language)
+            if documents is None or len(documents.table) != census.documents:
+                return False
+    except (OSError, EOFError, ValueError, KeyError, TypeError):
+        return False
+    return True
 
 
 def _progress() -> progress.Progress:

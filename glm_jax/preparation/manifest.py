@@ -11,6 +11,7 @@ from etils import epath
 
 from glm_jax.data.shards import SPLITS, TOKENIZER_DIR, VERSION, split_metadata, write_metadata
 from glm_jax.data.sources import digest
+from glm_jax.folders import sync_all
 from glm_jax.preparation.encoding import Encoder
 from glm_jax.preparation.planning import Shard, choose_num_shards
 from glm_jax.preparation.reading import CHUNK_BYTES, Reading
@@ -86,6 +87,7 @@ def complete_dataset(
         "options": dataclasses.asdict(encoder.options),
         "num_shards": plan["num_shards"],
     }
+    sync_all(folder)  # the manifest says that all the rest is there
     path = folder / MANIFEST_FILE
     write_text(path, json.dumps(manifest, indent=2) + "\n")
     return json.loads(path.read_text())

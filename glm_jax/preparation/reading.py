@@ -10,6 +10,10 @@ CHUNK_BYTES = 16 << 20
 """Text that a worker encodes at a time."""
 
 
+READING_FILE = "reading.json"
+"""Of a chunk, or of all; what `Reading.to_json` gives."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Reading:
     """Of all that was read, or of a part."""

@@ -2,12 +2,12 @@
 
 import dataclasses
 import json
-import os
 import pathlib
 import tempfile
 from collections.abc import Sequence
 
 from glm_jax.data.shards import VERSION, write_shard
+from glm_jax.folders import sync
 from glm_jax.preparation.encoded import Encoded, shuffled
 from glm_jax.preparation.planning import Shard
 
@@ -32,10 +32,10 @@ class ShardWriter:
           documents, and the `copies` among them that were met, left out or not.
         """
         report = self.reports / f"{shard.name}.json"
-        if report.exists():
-            return json.loads(report.read_text())
-        documents, copies = shuffled(pieces, self.dedup)
         folder = self.dataset / shard.source / VERSION
+        if (counts := _finished_counts(report, folder / shard.name)) is not None:
+            return counts
+        documents, copies = shuffled(pieces, self.dedup)
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".", dir=self.reports) as name:
             scratch = pathlib.Path(name)
@@ -58,8 +58,17 @@ class ShardWriter:
         return counts
 
 
+def _finished_counts(report: pathlib.Path, path: pathlib.Path) -> dict | None:
+    """What a report says of a shard; None if a crash of the machine took a part of either."""
+    try:
+        counts = json.loads(report.read_text())
+        return counts if path.stat().st_size == counts["shard"]["bytes"] else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def _move(path: pathlib.Path, target: pathlib.Path) -> None:
     """Makes a file appear whole, also if the machine stops."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
+    sync(path)
     path.rename(target)
+    sync(target.parent)
