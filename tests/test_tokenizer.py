@@ -24,6 +24,7 @@ from glm_jax.tokenizer import (
     fertility,
     sampling,
 )
+from glm_jax.tokenizer.memory import available_memory
 
 ROOT = pathlib.Path(__file__).parents[1]
 TEXTS = {
@@ -273,7 +274,8 @@ def corpus(tmp_path):
 def test_train_script(tmp_path, corpus):
     run = train_script(f"--input={corpus}", f"--out={tmp_path / 'a'}", "--vocab_size=400")
     assert run.returncode == 0, run.stderr
-    assert "sampling up to 20 MB en, 20 MB zh: training may need 1.3 GB of memory" in run.stdout
+    size = f"{corpus.stat().st_size / 1e6:.4g}"  # no more than there is
+    assert f"sampling up to {size} MB en, {size} MB zh: training may need 0.06" in run.stdout
     assert "tokens/word" in run.stdout
     info = json.loads((tmp_path / "a" / INFO_FILE).read_text())
     assert info["sampled_documents"] == {"en": 49, "zh": 49}
@@ -347,10 +349,44 @@ def test_language_shares_that_cannot_be(shares, reason):
 
 def test_a_sample_larger_than_the_memory_is_refused_with_one_that_fits():
     with pytest.raises(UserError, match=r"are available; --max_bytes=(\d+) would fit") as error:
-        sampling.check_memory({"en": 10**15, "zh": 10**15}, 10**15)
+        sampling.check_memory({"en": 10**15, "zh": 10**15}, 10**15, 10**16)
     fitting = int(str(error.value).split("--max_bytes=")[-1].split()[0])
     fitting = round(0.9 * fitting)
-    assert "GB of memory" in sampling.check_memory({"en": fitting, "zh": fitting}, fitting)
+    full = {"en": fitting, "zh": fitting}
+    assert "GB of memory" in sampling.check_memory(full, fitting, 10**16)
+
+
+def test_a_sample_is_no_larger_than_the_inputs():
+    text_bytes = sampling.most_text({"a.jsonl": 1000, "b.txt": 500, "c.jsonl.gz": 100})
+    assert text_bytes == 2300
+    said = sampling.check_memory({"en": 10**15, "zh": 1000}, 10**15, text_bytes)
+    assert said.startswith("sampling up to 0.0023 MB en, 0.001 MB zh: ")
+
+
+@pytest.mark.parametrize(
+    ("own", "folder", "names"),
+    [
+        ("0::/a/b\n", "a", ("memory.max", "memory.current", "inactive_file")),
+        ("0::/elsewhere\n", ".", ("memory.max", "memory.current", "inactive_file")),
+        (
+            "5:devices:/\n4:cpu,memory:/a/b\n0::/\n",
+            "memory/a/b",
+            ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+        ),
+    ],
+)
+def test_the_limit_of_a_container_counts(tmp_path, own, folder, names):
+    limit, used, cache = names
+    group = tmp_path / "cgroup" / folder
+    group.mkdir(parents=True)
+    (tmp_path / "own").write_text(own)
+    (group / limit).write_text("9000\n")
+    (group / used).write_text("5000\n")
+    (group / "memory.stat").write_text(f"anon 3000\n{cache} 1500\n")
+    assert available_memory(tmp_path / "cgroup", tmp_path / "own") == 5500
+    (group / limit).write_text("max\n")
+    assert available_memory(tmp_path / "cgroup", tmp_path / "own") > 1 << 20
+    assert available_memory(tmp_path / "cgroup", tmp_path / "absent") > 1 << 20
 
 
 def test_a_sample_is_uniform_and_bounded():

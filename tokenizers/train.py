@@ -18,9 +18,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from absl import flags
 
 from glm_jax import cli, tokenizer
-from glm_jax.documents import Counts, Document, expand_inputs, read_documents
+from glm_jax.documents import Counts, Document, expand_inputs, input_bytes, read_documents
 from glm_jax.errors import UserError
-from glm_jax.tokenizer.sampling import Sample, check_memory, hold_out, language_budgets
+from glm_jax.tokenizer.sampling import Sample, check_memory, hold_out, language_budgets, most_text
 
 FLAGS = flags.FLAGS
 
@@ -58,8 +58,10 @@ def main() -> None:
         raise UserError(f"--out={FLAGS.out} already exists; a tokenizer is never overwritten")
     budgets = language_budgets(FLAGS.max_bytes, FLAGS.language_share)
     counts = Counts()
-    documents = read_documents(expand_inputs(FLAGS.input), FLAGS.on_error, counts)
-    print(check_memory(budgets, FLAGS.max_bytes), flush=True)
+    paths = expand_inputs(FLAGS.input)
+    documents = read_documents(paths, FLAGS.on_error, counts)
+    text_bytes = most_text({path: input_bytes(path) for path in paths})
+    print(check_memory(budgets, FLAGS.max_bytes, text_bytes), flush=True)
     samples = sample_languages(shown(documents, counts), budgets)
     if not samples:
         raise UserError(f"--input={','.join(FLAGS.input)} has no documents")

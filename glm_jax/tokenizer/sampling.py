@@ -4,10 +4,9 @@ import heapq
 import random
 from collections.abc import Iterable, Mapping
 
-import psutil
-
 from glm_jax.errors import UserError
 from glm_jax.language import LANGUAGES
+from glm_jax.tokenizer.memory import available_memory
 
 HELD_OUT_SHARE = 0.02
 
@@ -17,6 +16,10 @@ HELD_OUT_SHARE = 0.02
 _HELD_BYTES = 2
 _TRAINING_BYTES = {"en": 6, "zh": 50}
 _PROGRAM_BYTES = 60_000_000
+
+# What text compresses to is a third to a fifth; JSON and tables hold more than text.
+_MOST_COMPRESSION = 8
+_PLAIN = (".jsonl", ".txt")
 
 
 class Sample:
@@ -80,15 +83,33 @@ def memory_needed(num_bytes: Mapping[str, int]) -> int:
     )
 
 
-def check_memory(budgets: Mapping[str, int], max_bytes: int) -> str:
-    """Says what a full sample takes.
+def most_text(input_bytes: Mapping[str, int]) -> int:
+    """Bytes of text that inputs of these sizes on disk hold at most.
+
+    Those that are compressed, or may be, are taken to hold eight times their size.
+    """
+    return sum(
+        size * (1 if path.endswith(_PLAIN) else _MOST_COMPRESSION)
+        for path, size in input_bytes.items()
+    )
+
+
+def check_memory(budgets: Mapping[str, int], max_bytes: int, text_bytes: int) -> str:
+    """Says what the largest sample takes.
+
+    Args:
+      budgets: see `language_budgets`.
+      max_bytes: of which they were made.
+      text_bytes: that there are at most, in any language; see `most_text`.
 
     Raises:
-      UserError: more than is available; the largest `max_bytes` that fits is named.
+      UserError: more than is available; a `max_bytes` that fits is named.
     """
-    needed, available = memory_needed(budgets), psutil.virtual_memory().available
+    full = memory_needed(budgets)
+    budgets = {language: min(size, text_bytes) for language, size in budgets.items()}
+    needed, available = memory_needed(budgets), available_memory()
     if needed > available:
-        room = max(0.0, (available - _PROGRAM_BYTES) / (needed - _PROGRAM_BYTES))
+        room = max(0.0, (available - _PROGRAM_BYTES) / (full - _PROGRAM_BYTES))
         raise UserError(
             f"--max_bytes={max_bytes} may need {needed / 1e9:.1f} GB of memory to train on, "
             f"{available / 1e9:.1f} GB are available; --max_bytes={int(max_bytes * room)} would fit"
