@@ -1,5 +1,6 @@
 """Preparation that is killed with -9 and called again: nothing is done twice, no byte differs."""
 
+import contextlib
 import os
 import random
 import shutil
@@ -57,6 +58,15 @@ def finished(out: Path) -> dict[str, int]:
     return {str(path.relative_to(partial)): path.stat().st_ino for path in paths}
 
 
+def inodes(folder: Path) -> dict[str, int]:
+    """The number of every file, which is another if it was written again."""
+    return {
+        str(path.relative_to(folder)): path.stat().st_ino
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
 @pytest.mark.parametrize("group", [True, False], ids=["all processes", "the parent alone"])
 def test_killed_at_random_moments(command, undisturbed, tmp_path, group):
     """In the chunks, and twice between them and the end."""
@@ -99,9 +109,14 @@ def test_killed_at_the_very_end(command, undisturbed, tmp_path, what):
     shutil.copytree(undisturbed, tmp_path / "out.partial" / "dataset")
     if what == "replaced":
         (tmp_path / ".out.replaced").mkdir()
+    whole = inodes(tmp_path / "out.partial" / "dataset")
     chunks = finished(out)
     process = start(command, out)
+    while process.poll() is None:
+        with contextlib.suppress(FileNotFoundError):  # it is being removed
+            assert finished(out).items() <= chunks.items(), "nothing is made again"
+        time.sleep(0.001)
     assert process.wait() == 0, process.stderr.read()
-    assert chunks, "only half of them, so that the dataset was not made again"
+    assert inodes(out) == whole
     assert hashes(out) == hashes(undisturbed)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
