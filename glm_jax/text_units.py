@@ -2,7 +2,8 @@
 
 Units are lower-cased words, and single characters of Chinese and Japanese, which write no spaces:
 what a word is would depend on a segmenter, and a segmenter on the text around it. Punctuation,
-white space and the forms of a character (full-width, circled) do not count.
+white space and the forms of a character (full-width, circled) do not count. A letter and an accent
+that follows it are not one character here: compose them before (NFC).
 """
 
 import functools

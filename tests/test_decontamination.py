@@ -1,6 +1,7 @@
 import json
 import pickle
 import random
+import unicodedata
 
 import pytest
 from commands import run_command
@@ -88,6 +89,16 @@ def test_a_shared_ngram_is_found(text):
 )
 def test_less_is_not(text):
     assert not Decontaminator([SENTENCE]).is_contaminated(text)
+
+
+def test_an_accent_may_be_a_character_of_its_own():
+    text = "Un café très animé où l'été dernier nous avons dîné près de la forêt brûlée"
+    apart = unicodedata.normalize("NFD", text)
+    assert len(apart) > len(text)
+    for evaluation, found in ((text, apart), (apart, text)):
+        match = Decontaminator([evaluation]).first_matches(["é", f"Ainsi : {found}.", text])[1]
+        assert match is not None
+        assert match.startswith("Un café très")
 
 
 def test_chinese_is_compared_by_characters():
