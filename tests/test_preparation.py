@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import shutil
 
 import numpy as np
@@ -25,6 +26,9 @@ from glm_jax.errors import UserError
 from glm_jax.preparation import local, planning, work
 from glm_jax.preparation.census import Census, Grid, Part
 from glm_jax.preparation.encoded import PLACES, key
+from glm_jax.preparation.encoding import Encoder
+from glm_jax.preparation.manifest import make_plan
+from glm_jax.preparation.options import Options
 from glm_jax.preparation.verification import verify_dataset
 from glm_jax.tokenizer import Tokenizer
 
@@ -308,6 +312,15 @@ def test_an_input_that_was_edited_is_another_plan(interrupted, tmp_path):
     assert len(path.read_text()) == len(text)
     with pytest.raises(UserError, match=r"another inputs_changed\.[^ ]*2.jsonl \(\d+, now \d+\)"):
         again()
+
+
+def test_a_tfds_folder_was_changed_when_its_youngest_file_was(tokenizer_dir, tmp_path):
+    for name, nanoseconds in (("a", 5), ("b", 9), ("c", 7)):
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, ns=(nanoseconds, nanoseconds))
+    encoder = Encoder(Tokenizer.load(tokenizer_dir), Options())
+    inputs = {str(tmp_path): 1, f"{tmp_path}#train": 1}
+    assert set(make_plan(inputs, encoder)["inputs_changed"].values()) == {9}
 
 
 def test_a_folder_of_that_name_is_spared(write, tokenizer_dir, tmp_path):
