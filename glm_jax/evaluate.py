@@ -32,6 +32,7 @@ from glm_jax.errors import UserError
 from glm_jax.model.decoding import DecodingOptions, Filler
 from glm_jax.model.scoring import Scorer
 from glm_jax.parallel.sharding import Sharding, make_sharding
+from glm_jax.stages import longest_row
 from glm_jax.tasks import bpb, cloze, fill, lambada, loss
 from glm_jax.tasks.continuation import document_mask
 from glm_jax.tokenizer import Tokenizer
@@ -223,7 +224,7 @@ def evaluate_bpb(run: Run) -> dict:
 
 
 def evaluate_lambada(run: Run) -> dict:
-    slots = FLAGS.window or run.config.data.seq_length
+    slots = FLAGS.window or longest_row(run.config)
     result = lambada.evaluate(
         run.scorer(), run.tokenizer, FLAGS.input, slots, run.mask_id, FLAGS.limit
     )
@@ -231,7 +232,7 @@ def evaluate_lambada(run: Run) -> dict:
 
 
 def evaluate_cloze(run: Run) -> dict:
-    slots = run.config.data.seq_length
+    slots = longest_row(run.config)
     result = cloze.evaluate(
         run.scorer(), run.tokenizer, FLAGS.input, slots, FLAGS.length_penalty, FLAGS.limit
     )
@@ -240,7 +241,7 @@ def evaluate_cloze(run: Run) -> dict:
 
 def evaluate_fill(run: Run) -> dict:
     options = DecodingOptions(max_new_tokens=FLAGS.max_new_tokens)
-    slots = run.config.data.seq_length
+    slots = longest_row(run.config)
     result = fill.evaluate(
         run.filler(), run.tokenizer, FLAGS.input, slots, options, FLAGS.limit, show_progress
     )

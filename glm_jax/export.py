@@ -30,6 +30,7 @@ from glm_jax.layouts import LAYOUTS, find_layout, write_weights
 from glm_jax.layouts.folder import is_checkpoint, open_checkpoint
 from glm_jax.layouts.resize import Resized
 from glm_jax.layouts.sources import ArraySource, ParamSource
+from glm_jax.stages import longest_row
 from glm_jax.tokenizer import Tokenizer
 from glm_jax.training.run_folder import CONFIG_FILE
 from glm_jax.training.trained_params import open_params
@@ -184,7 +185,7 @@ def _open_run(workdir: Path) -> Model:
         tokenizer=Tokenizer.load(FLAGS.tokenizer or workdir / "tokenizer"),
         origin=origin_of_run(workdir),
         dtype=FLAGS.dtype or "float32",
-        lengths=tuple(sorted({8, 33, config.data.seq_length})),
+        lengths=tuple(sorted({8, 33, longest_row(config)})),
         said=[f"step {step} of {workdir}"],
     )
 

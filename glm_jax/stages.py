@@ -90,6 +90,11 @@ def _within(config: Config, stage: StageConfig) -> Config:
     return dataclasses.replace(config, objective=objective, data=data, training=training)
 
 
+def longest_row(config: Config) -> int:
+    """Slots of the longest rows that a run is trained on."""
+    return max(stage.config.data.seq_length for stage in stages_of(config))
+
+
 def micro_batches(config: Config, size: int) -> int:
     """How many micro-batches of the configured size, or less, a batch of `size` rows takes."""
     return -(-size * config.training.accumulation_steps // config.training.batch_size)

@@ -11,6 +11,7 @@ from glm_jax.config import Config
 from glm_jax.documents import Document
 from glm_jax.errors import UserError
 from glm_jax.model.scoring import Request, Scorer
+from glm_jax.stages import longest_row
 from glm_jax.tasks.continuation import CONTROL_SYMBOLS, continuation
 from glm_jax.tasks.files import read_texts
 from glm_jax.tasks.result import Result, by_language, perplexity, ratio
@@ -44,7 +45,7 @@ def make_windows(config: Config, slots: int = 0, stride: int = 0, *, unidirectio
     Raises:
       UserError: sizes that leave no token, that skip some, or that the position table cannot hold.
     """
-    slots = slots or config.data.seq_length
+    slots = slots or longest_row(config)
     tokens = slots - CONTROL_SYMBOLS  # sop has the slot of the last token, which is no input
     stride = stride or max(1, min(DEFAULT_STRIDE, tokens // 2))
     if not 1 <= stride <= tokens:

@@ -75,5 +75,5 @@ def check_row(context: np.ndarray, answer_length: int, slots: int) -> None:
     if len(context) + answer_length > slots:
         raise UserError(
             f"a context of {len(context)} tokens and an answer of {answer_length} do not fit a row "
-            f"of {slots} (data.seq_length)"
+            f"of {slots} (the longest row of training)"
         )

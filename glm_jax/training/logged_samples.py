@@ -4,6 +4,7 @@ from glm_jax.config import Config
 from glm_jax.errors import UserError
 from glm_jax.model.decoding import DecodingOptions, Filler, encode_context
 from glm_jax.parallel.sharding import Sharding
+from glm_jax.stages import longest_row
 from glm_jax.tokenizer import Tokenizer
 
 
@@ -19,10 +20,10 @@ def check_samples(config: Config, tokenizer: Tokenizer) -> None:
         except UserError as error:
             raise UserError(f"config.logging.samples: {error}") from error
         longest = max(length, config.logging.sample_tokens)
-        if longest > config.data.seq_length:
+        if longest > longest_row(config):
             raise UserError(
                 f"config.logging.samples: {text[:60]!r} or logging.sample_tokens needs {longest} "
-                f"slots, config.data.seq_length is {config.data.seq_length}"
+                f"slots, the longest row has {longest_row(config)}"
             )
 
 

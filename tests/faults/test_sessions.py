@@ -88,7 +88,7 @@ def test_two_processes_cannot_train_in_one_folder(run_config, sessions, tmp_path
     ("samples", "message"),
     [
         (("no blank",), r"config.logging.samples: no \[MASK\], \[sMASK\] or \[gMASK\] in the text"),
-        (("so long " * 40 + "[MASK]",), "config.data.seq_length is 64"),
+        (("so long " * 40 + "[MASK]",), "the longest row has 64"),
     ],
 )
 def test_samples_that_cannot_be_filled_are_refused_first(run_config, tmp_path, samples, message):
