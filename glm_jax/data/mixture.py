@@ -67,8 +67,8 @@ class Mixture:
             source: self._lane(streams[source], starts[source], num_rows)
             for source in dict.fromkeys(kind.source for kind in self.kinds)
         }
-        last = ((lane.rows_to_take(lane.stream.length), lane) for lane in self.lanes.values())
-        self.pass_rows = 1 + max(cycle * len(self._cycle) + place for (cycle, place), _ in last)
+        last = [lane.rows_to_take(lane.stream.length) for lane in self.lanes.values()]
+        self.pass_rows = 1 + max(cycle * len(self._cycle) + place for cycle, place in last)
 
     @property
     def cycle_rows(self) -> int:
