@@ -1,4 +1,4 @@
-"""Share of padding in training rows, by objective, source and row length.
+"""Share of padding in training rows, by objective, packing, source and row length.
 
     python benchmarks/padding.py --data=DATA [--rows=2000]
 
@@ -22,11 +22,14 @@ _ROWS = flags.DEFINE_integer("rows", 2000, "Rows to build for each figure.", 1)
 _TOGETHER = 100  # rows that are built at once
 
 LENGTHS = (256, 512, 2048)
-OBJECTIVES = {
-    "token, fixed": ObjectiveConfig(),
-    "token, budget": ObjectiveConfig(span_sampling="budget"),
-    "sentence": ObjectiveConfig(token_weight=0.0, sentence_weight=1.0),
-    "document": ObjectiveConfig(token_weight=0.0, document_weight=1.0),
+MIXTURE = ObjectiveConfig(token_weight=0.5, sentence_weight=0.3, document_weight=0.2)  # GLM-10B's
+CASES = {
+    "token, fixed": (ObjectiveConfig(), "windows"),
+    "token, budget": (ObjectiveConfig(span_sampling="budget"), "windows"),
+    "sentence": (ObjectiveConfig(token_weight=0.0, sentence_weight=1.0), "windows"),
+    "document": (ObjectiveConfig(token_weight=0.0, document_weight=1.0), "windows"),
+    "mixture": (MIXTURE, "windows"),
+    "mixture, whole documents": (MIXTURE, "documents"),
 }
 
 
@@ -36,20 +39,27 @@ def main(_) -> None:
     names = " / ".join(sources)
     print(f"| objective | {' | '.join(f'T {length} {names}' for length in LENGTHS)} |")
     print("|---" * (1 + len(LENGTHS)) + "|")
-    for name, objective in OBJECTIVES.items():
+    for name, case in CASES.items():
         cells = [
-            " / ".join(f"{padding(s, length, objective, tokenizer):.2%}" for s in sources)
+            " / ".join(f"{padding(source, length, *case, tokenizer):.2%}" for source in sources)
             for length in LENGTHS
         ]
         print(f"| {name} | {' | '.join(cells)} |", flush=True)
 
 
-def padding(source: str, length: int, objective: ObjectiveConfig, tokenizer: Tokenizer) -> float:
+def padding(
+    source: str, length: int, objective: ObjectiveConfig, packing: str, tokenizer: Tokenizer
+) -> float:
     """Share of the slots of the first training rows of one source that hold nothing."""
     config = Config(
         model=dataclasses.replace(ModelConfig(), max_positions=length),
         objective=objective,
-        data=DataConfig(dir=_DATA.value, sources={source: SourceConfig()}, seq_length=length),
+        data=DataConfig(
+            dir=_DATA.value,
+            sources={source: SourceConfig()},
+            seq_length=length,
+            packing=packing,
+        ),
     )
     streams = open_sources(config.data, tokenizer, "train")
     rows = Rows(config, streams, tokenizer.special, sentence_ends(tokenizer.pieces), "train")
