@@ -130,8 +130,10 @@ class PackedLane(WindowLane):
         return Window(np.concatenate(tokens), ends, offset)
 
     def whole_share(self) -> float:
-        """Share of the documents of the first group that are whole in their row."""
+        """Share of the documents of the first group that are whole in their row; 1 without any."""
         group = self._group(0)
+        if not len(group.starts):
+            return 1.0
         sizes = np.diff(np.append(group.starts, len(group.tokens)))
         is_in_one_row = np.zeros_like(group.is_whole)
         for part in itertools.chain(*group.rows):
