@@ -85,7 +85,7 @@ class Rows:
         Raises:
           UserError: a kind of row is too rare (see `Mixture`); see also `SampleBuilder`.
         """
-        self._seed, self._split = config.seed, SPLITS.index(split)
+        self._seed, self._split = config.seed, split
         self.streams = dict(streams)
         self.stages: list[StageRows] = []
         starts = dict.fromkeys(streams, 0)
@@ -121,7 +121,7 @@ class Rows:
         if stages[0] is not stages[-1]:
             raise ValueError(f"rows {indices[0]} and {indices[-1]} are of two stages")
         numbers = [stages[0].first_row + position for position in positions]
-        rngs = generators([self._seed, self._split], numbers)
+        rngs = generators([self._seed, SPLITS.index(self._split)], numbers)
         return stages[0].mixture.build(rngs, positions)
 
     def window(self, index: int) -> np.ndarray:

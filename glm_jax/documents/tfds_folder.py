@@ -120,7 +120,7 @@ def _check_features(folder: str, features: tfds.features.FeaturesDict) -> None:
     names = [name for name in FIELDS if name in features]
     if "text" not in names and not {"prompt", "answer"} <= set(names):
         raise UserError(
-            f"{folder}: no feature 'text', nor 'prompt' and 'answer'; it has {', '.join(features)}"
+            f"{folder}: no feature 'text', nor 'prompt' and 'answer'; it has {', '.join(sorted(features))}"
         )
     for name in names:
         if not isinstance(features[name], tfds.features.Text):
