@@ -119,9 +119,8 @@ def _builder(folder: str) -> tfds.core.DatasetBuilder:
 def _check_features(folder: str, features: tfds.features.FeaturesDict) -> None:
     names = [name for name in FIELDS if name in features]
     if "text" not in names and not {"prompt", "answer"} <= set(names):
-        raise UserError(
-            f"{folder}: no feature 'text', nor 'prompt' and 'answer'; it has {', '.join(sorted(features))}"
-        )
+        found = ", ".join(sorted(features))
+        raise UserError(f"{folder}: no feature 'text', nor 'prompt' and 'answer'; it has {found}")
     for name in names:
         if not isinstance(features[name], tfds.features.Text):
             raise UserError(f"{folder}: the feature {name!r} must be a Text")
