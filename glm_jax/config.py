@@ -11,8 +11,11 @@ import math
 import typing
 from collections.abc import Mapping
 
-from glm_jax.config_checks import check
+from glm_jax.config_checks import REMAT_NAMES, check
 from glm_jax.errors import UserError
+
+GATED = ("geglu", "swiglu")
+"""Activations of an mlp with two projections to its inner width."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +53,9 @@ class ModelConfig:
     output_dropout: float = 0.0  # on both sublayer outputs
     dtype: str = "bfloat16"  # of activations and matrix products
     param_dtype: str = "float32"
-    remat: str = "none"  # none | full
+    remat: str = "none"  # what the backward pass computes again. none: nothing | selective: all but
+    # remat_saved | offload: likewise, with those in the host's memory | full: the whole layer
+    remat_saved: tuple[str, ...] = REMAT_NAMES
     scan_layers: bool = True
     attention_backend: str = "auto"  # a name from glm_jax.ops.range_attention.BACKENDS
 
@@ -66,6 +71,10 @@ class ModelConfig:
     def is_grouped(self) -> bool:
         """Whether several query heads share a key head."""
         return self.kv_heads != self.num_heads
+
+    @property
+    def is_gated(self) -> bool:
+        return self.activation in GATED
 
     @property
     def rotary_dim(self) -> int:
@@ -270,10 +279,11 @@ class LoggingConfig:
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Devices as data x fsdp x model; one size may be -1: all that is left."""
+    """Devices as data x fsdp x context x model; one size may be -1: all that is left."""
 
     data: int = -1
     fsdp: int = 1
+    context: int = 1  # devices that share a row: each has a part of its slots
     model: int = 1
     rules: str = "fsdp_model"  # a name from glm_jax.parallel.sharding.PRESETS
     overrides: dict[str, str] = dataclasses.field(default_factory=dict)

@@ -12,6 +12,9 @@ from glm_jax.stages import check_stages, stages_of
 if typing.TYPE_CHECKING:
     from glm_jax.config import BadStepsConfig, Config, ModelConfig, ObjectiveConfig, OptimizerConfig
 
+REMAT_NAMES = ("qkv", "attention_out", "attention_lse", "residual", "mlp_hidden")
+"""Arrays of a layer that `model.remat_saved` may name."""
+
 
 def check(config: Config) -> None:
     """Refuses values and combinations that cannot run.
@@ -89,7 +92,9 @@ def check_model(m: ModelConfig) -> None:
     _one_of("model.norm", m.norm, ("layernorm", "rmsnorm"))
     _one_of("model.residual", m.residual, ("pre", "deepnorm", "sandwich"))
     _one_of("model.activation", m.activation, ("gelu", "gelu_tanh", "geglu", "swiglu"))
-    _one_of("model.remat", m.remat, ("none", "full"))
+    _one_of("model.remat", m.remat, ("none", "selective", "offload", "full"))
+    for name in m.remat_saved:
+        _one_of("model.remat_saved", name, REMAT_NAMES)
     for name in ("dtype", "param_dtype"):
         _one_of(f"model.{name}", getattr(m, name), ("float32", "bfloat16", "float64"))
     for name in ("embedding_dropout", "output_dropout"):

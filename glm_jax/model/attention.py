@@ -4,11 +4,13 @@ from typing import NamedTuple
 
 import jax
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from glm_jax.config import ModelConfig
 from glm_jax.model.layers import Linear, initializers
 from glm_jax.model.positions import Rotation
 from glm_jax.ops.block_bounds import BlockBounds
+from glm_jax.ops.block_order import BlockOrder
 from glm_jax.ops.range_attention import range_attention
 from glm_jax.parallel.sharding import active_mesh, constrain
 
@@ -19,6 +21,7 @@ class Visibility(NamedTuple):
     kv_start: jax.Array
     kv_end: jax.Array
     bounds: BlockBounds | None
+    order: BlockOrder | None = None
 
     def attend(self, q, k, v, backend: str) -> jax.Array:
         return range_attention(
@@ -29,6 +32,7 @@ class Visibility(NamedTuple):
             self.kv_end,
             backend=backend,
             bounds=self.bounds,
+            order=self.order,
             mesh=active_mesh(),
         )
 
@@ -77,6 +81,7 @@ class Attention(nnx.Module):
         )
         if rotation is not None:
             q, k = rotation.rotate(q), rotation.rotate(k)
+        q, k, v = (checkpoint_name(x, "qkv") for x in (q, k, v))
         if cache is None:
             attended = visibility.attend(q, k, v, self.backend)
         else:

@@ -7,11 +7,23 @@ the names of `abstract_params`, and the functions below take them.
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from glm_jax.config import ModelConfig
 from glm_jax.model.attention import Attention, KVCache, Visibility
-from glm_jax.model.layers import LOGICAL_AXES, MLP, Norm, dropout, initializers, param
+from glm_jax.model.layers import (
+    LOGICAL_AXES,
+    MLP,
+    Norm,
+    dropout,
+    initializers,
+    param,
+    weight_layout,
+)
 from glm_jax.model.positions import rotation
+from glm_jax.model.remat import remat
+from glm_jax.ops.block_order import BlockOrder
+from glm_jax.ops.embedding import embedding_lookup
 from glm_jax.ops.range_attention import block_bounds
 from glm_jax.parallel.sharding import active_mesh, constrain
 
@@ -26,7 +38,8 @@ class Embedding(nnx.Module):
         self.embedding = param(rngs, shape, initializers(config)["embedding"], config)
 
     def __call__(self, index: jax.Array, dtype) -> jax.Array:
-        return jnp.take(self.embedding[...].astype(dtype), index, axis=0)
+        """Rows [B, T, D] of the table at index int32 [B, T]."""
+        return embedding_lookup(self.embedding[...], index, dtype, weight_layout(self.embedding))
 
 
 class Head(nnx.Module):
@@ -60,13 +73,17 @@ class Block(nnx.Module):
         keys = (None, None) if dropout_key is None else jax.random.split(dropout_key)
         normed = self.attention_norm(x)
         out, cache = self.attention(normed, visibility, rotation, cache)
-        out = self.attention_out_norm(out) if self.is_sandwich else out
-        x = self._residual(x, normed) + dropout(out, self.dropout, keys[0])
+        x = self._residual(x, normed) + dropout(self._out(out, "attention"), self.dropout, keys[0])
+        x = checkpoint_name(x, "residual")
         normed = self.mlp_norm(x)
-        out = self.mlp(normed)
-        out = self.mlp_out_norm(out) if self.is_sandwich else out
+        out = self._out(self.mlp(normed), "mlp")
         x = self._residual(x, normed) + dropout(out, self.dropout, keys[1])
-        return constrain(x, "batch", "sequence", "embed"), cache
+        return constrain(x, "batch", "norm_sequence", "embed"), cache
+
+    def _out(self, x, sublayer: str):
+        if not self.is_sandwich:
+            return x
+        return getattr(self, f"{sublayer}_out_norm")(checkpoint_name(x, "residual"))
 
     def _residual(self, x, normed):
         return x if self.deepnorm_scale is None else self.deepnorm_scale * normed
@@ -124,7 +141,7 @@ class GLM(nnx.Module):
         if self.config.position == "learned_2d":
             x = x + self.position_embedding(position, dtype)
             x = x + self.block_position_embedding(block_position, dtype)
-        return constrain(x, "batch", "sequence", "embed")
+        return constrain(x, "batch", "norm_sequence", "embed")
 
     def _run_layers(self, x, visibility, rotation, dropout_key, cache):
         config = self.config
@@ -139,11 +156,11 @@ class GLM(nnx.Module):
             x, layer_cache = block(x, visibility, rotation, key, layer_cache)
             return x, None if layer_cache is None else layer_cache[:2]
 
-        if config.remat == "full":
-            layer = jax.checkpoint(layer, prevent_cse=not config.scan_layers)
         key_values = None if cache is None else cache[:2]
         unroll = 1 if config.scan_layers else config.num_layers
-        x, key_values = jax.lax.scan(layer, x, (stacked, keys, key_values), unroll=unroll)
+        x, key_values = jax.lax.scan(
+            remat(layer, config), x, (stacked, keys, key_values), unroll=unroll
+        )
         if cache is None:
             return x, None
         return x, KVCache(*key_values, start)
@@ -177,6 +194,7 @@ def apply_hidden(
     kv_end: jax.Array,
     dropout_key: jax.Array | None = None,
     embedding_gradient_share: jax.Array | None = None,
+    order: BlockOrder | None = None,
 ) -> jax.Array:
     """Hidden states [B, T, D] of rows; all integer arguments are int32 [B, T].
 
@@ -184,11 +202,17 @@ def apply_hidden(
       dropout_key: None switches dropout off.
       embedding_gradient_share: a scalar in [0, 1], the share of the gradient that reaches the token
         table through the input (GLM-130B, arXiv 2210.02414, section 2.2); None for all of it.
+      order: the arguments and the result are arranged by it, see `ops.range_attention`.
     """
     bounds = block_bounds(
-        kv_start, kv_end, tokens.shape[1], backend=config.attention_backend, mesh=active_mesh()
+        kv_start,
+        kv_end,
+        tokens.shape[1],
+        backend=config.attention_backend,
+        order=order,
+        mesh=active_mesh(),
     )
-    visibility = Visibility(kv_start, kv_end, bounds)
+    visibility = Visibility(kv_start, kv_end, bounds, order)
     hidden, _ = _bind(config, params)(
         tokens,
         position,

@@ -8,9 +8,11 @@ import functools
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from glm_jax.config import ModelConfig
-from glm_jax.parallel.sharding import constrain
+from glm_jax.ops.linear import linear, whole_vector
+from glm_jax.parallel.sharding import WeightLayout, active_layout, constrain
 
 LOGICAL_AXES = "logical_axes"
 """Metadata key of a parameter's logical axes; `param` is its only writer."""
@@ -20,6 +22,17 @@ def param(rngs: nnx.Rngs, shape: dict[str, int], init, config: ModelConfig) -> n
     """A parameter whose `shape` maps each logical axis to its size, in order."""
     value = init(rngs.params(), tuple(shape.values()), jnp.dtype(config.param_dtype))
     return nnx.Param(value, **{LOGICAL_AXES: tuple(shape)})
+
+
+def weight_layout(parameter: nnx.Param) -> WeightLayout | None:
+    """Where the devices have the values of a parameter of one layer."""
+    shape = parameter[...].shape
+    return active_layout(shape, parameter.get_metadata()[LOGICAL_AXES][-len(shape) :])
+
+
+def vector(parameter: nnx.Param, dtype) -> jax.Array:
+    """The values of a scale or bias, in every device."""
+    return whole_vector(parameter[...].astype(dtype), weight_layout(parameter))
 
 
 class Norm(nnx.Module):
@@ -38,8 +51,9 @@ class Norm(nnx.Module):
         if self.has_mean:
             wide = wide - wide.mean(-1, keepdims=True)
         normed = wide * jax.lax.rsqrt((wide**2).mean(-1, keepdims=True) + self.eps)
-        normed = normed * self.scale[...]
-        return (normed + self.bias[...] if self.has_mean else normed).astype(x.dtype)
+        normed = normed * vector(self.scale, wide.dtype)
+        normed = normed + vector(self.bias, wide.dtype) if self.has_mean else normed
+        return normed.astype(x.dtype)
 
 
 class Linear(nnx.Module):
@@ -61,8 +75,8 @@ class Linear(nnx.Module):
             self.bias = param(rngs, {**stack, **outputs}, jax.nn.initializers.zeros, config)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        y = jnp.tensordot(x, self.kernel[...].astype(x.dtype), self.num_inputs)
-        return y + self.bias[...].astype(x.dtype) if self.has_bias else y
+        y = linear(x, self.kernel[...], self.num_inputs, weight_layout(self.kernel))
+        return y + vector(self.bias, x.dtype) if self.has_bias else y
 
 
 # GELU in its tanh form is what Megatron GLM and ChatGLM-6B were trained with; the hub's GLM class
@@ -73,7 +87,6 @@ _NONLINEARITY = {
     "geglu": functools.partial(jax.nn.gelu, approximate=False),
     "swiglu": jax.nn.silu,
 }
-GATED = ("geglu", "swiglu")
 
 
 class MLP(nnx.Module):
@@ -82,7 +95,7 @@ class MLP(nnx.Module):
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs, stack: dict[str, int]):
         embed, hidden = {"embed": config.hidden_dim}, {"mlp": config.mlp_dim}
         init, bias = initializers(config), config.linear_bias
-        self.is_gated = config.activation in GATED
+        self.is_gated = config.is_gated
         if self.is_gated:
             self.gate = Linear(config, rngs, stack, embed, hidden, init["up"], bias)
         self.up = Linear(config, rngs, stack, embed, hidden, init["up"], bias)
@@ -90,11 +103,14 @@ class MLP(nnx.Module):
         self.nonlinearity = _NONLINEARITY[config.activation]
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        hidden = constrain(self.up(x), "batch", "sequence", "mlp")
+        hidden = self._project(self.up, x)
         if self.is_gated:
-            gate = constrain(self.gate(x), "batch", "sequence", "mlp")
+            gate = self._project(self.gate, x)
             return self.down(self.nonlinearity(gate) * hidden)
         return self.down(self.nonlinearity(hidden))
+
+    def _project(self, to_hidden: Linear, x: jax.Array) -> jax.Array:
+        return checkpoint_name(constrain(to_hidden(x), "batch", "sequence", "mlp"), "mlp_hidden")
 
 
 def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:

@@ -222,7 +222,7 @@ class Scorer:
 
     def _place(self, array: np.ndarray) -> jax.Array:
         """Lays an array that every process holds as a whole out by rows."""
-        return jax.make_array_from_callback(array.shape, self._sharding.batch, array.__getitem__)
+        return jax.make_array_from_callback(array.shape, self._sharding.rows, array.__getitem__)
 
 
 def check_fits(config: ModelConfig, request: Request) -> None:

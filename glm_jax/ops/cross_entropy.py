@@ -35,8 +35,13 @@ class _Options(NamedTuple):
     chunk_size: int | None
     mesh: Mesh | None
     batch_axes: tuple[str, ...]
-    kernel_axis: str | None
+    sequence_axis: str | None
+    kernel_axes: tuple[str, ...]
     vocab_axis: str | None
+
+    @property
+    def token_axes(self) -> tuple[str, ...]:
+        return self.batch_axes + _names(self.sequence_axis)
 
 
 class _Sums(NamedTuple):
@@ -59,7 +64,8 @@ def target_cross_entropy(
     chunk_size: int | None = None,
     mesh: Mesh | None = None,
     batch_axes: Sequence[str] = ("data", "fsdp"),
-    kernel_axis: str | None = "fsdp",
+    sequence_axis: str | None = None,
+    kernel_axes: Sequence[str] = ("fsdp",),
     vocab_axis: str | None = "model",
 ) -> tuple[jax.Array, TokenStats]:
     """Sum over tokens of weights * (nll + z_loss * logsumexp(logits)^2), logits = hidden @ kernel.
@@ -74,28 +80,44 @@ def target_cross_entropy(
       chunk_size: tokens whose logits exist at once on a device. None: a sixteenth of the tokens,
         between 256 and 1024. Temporary memory is about 1.25 x chunk_size x V x 4 bytes, V divided
         by the size of `vocab_axis`.
-      mesh: None or a mesh of one device: no collectives. Otherwise tokens are split over
-        `batch_axes` and the vocabulary over `vocab_axis`; the kernel's D, split over `kernel_axis`
-        (one of `batch_axes`, or None), is gathered here and its gradient scattered back.
+      mesh: None or a mesh of one device: no collectives. Otherwise rows are split over
+        `batch_axes`, their tokens over `sequence_axis` and the vocabulary over `vocab_axis`; the
+        kernel's D, split over `kernel_axes` (some of those of rows and tokens), is gathered here
+        and its gradient scattered back.
 
     Returns:
       The loss, a float32 scalar that is differentiable (reverse mode) with respect to `hidden` and
       `kernel` only, and `TokenStats`. Without differentiation no gradient is computed.
 
     Raises:
-      UserError: B, D or V does not divide over its mesh axes, or the mesh lacks one of them.
-      ValueError: `kernel_axis` is not one of `batch_axes`.
+      UserError: B, T, D or V does not divide over its mesh axes, or the mesh lacks one of them.
+      ValueError: one of `kernel_axes` splits neither rows nor tokens.
     """
     if mesh is None or mesh.size == 1:
-        options = _Options(z_loss, chunk_size, None, (), None, None)
+        options = _Options(z_loss, chunk_size, None, (), None, (), None)
         return _loss(options, hidden, kernel, targets, weights)
-    if kernel_axis is not None and kernel_axis not in batch_axes:
-        raise ValueError(f"kernel_axis {kernel_axis!r} is not one of batch_axes {batch_axes}")
-    check_divisible(mesh, batch_axes, hidden.shape[0], "batch size")
-    check_divisible(mesh, _names(kernel_axis), kernel.shape[0], "hidden size")
-    check_divisible(mesh, _names(vocab_axis), kernel.shape[1], "vocabulary size")
-    options = _Options(z_loss, chunk_size, mesh, tuple(batch_axes), kernel_axis, vocab_axis)
+    options = _Options(
+        z_loss,
+        chunk_size,
+        mesh,
+        tuple(batch_axes),
+        sequence_axis,
+        tuple(kernel_axes),
+        vocab_axis,
+    )
+    _check_mesh(options, hidden, kernel)
     return _loss(options, hidden, kernel, targets, weights)
+
+
+def _check_mesh(options, hidden, kernel):
+    strangers = set(options.kernel_axes) - set(options.token_axes)
+    if strangers:
+        raise ValueError(f"kernel_axes {strangers} are not among {options.token_axes} of tokens")
+    mesh = options.mesh
+    check_divisible(mesh, options.batch_axes, hidden.shape[0], "batch size")
+    check_divisible(mesh, _names(options.sequence_axis), hidden.shape[1], "row length")
+    check_divisible(mesh, options.kernel_axes, kernel.shape[0], "hidden size")
+    check_divisible(mesh, _names(options.vocab_axis), kernel.shape[1], "vocabulary size")
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -124,8 +146,8 @@ def _sums(options, hidden, kernel, targets, weights, *, with_gradients):
     local = functools.partial(_local_sums, options, with_gradients)
     if options.mesh is None:
         return local(hidden, kernel, targets, weights)
-    tokens = PartitionSpec(options.batch_axes)
-    head = PartitionSpec(options.kernel_axis, options.vocab_axis)
+    tokens = PartitionSpec(options.batch_axes, options.sequence_axis)
+    head = PartitionSpec(options.kernel_axes, options.vocab_axis)
     gradients = (tokens, head) if with_gradients else (None, None)
     return jax.shard_map(
         local,
@@ -144,8 +166,8 @@ def _local_sums(options, with_gradients, hidden, kernel, targets, weights):
     chunk = options.chunk_size or _default_chunk(targets.size)
     order = _targets_first(tokens[2], chunk)
     head = kernel.astype(hidden.dtype)
-    if options.kernel_axis:
-        head = jax.lax.all_gather(head, options.kernel_axis, axis=0, tiled=True)
+    if options.kernel_axes:
+        head = jax.lax.all_gather(head, options.kernel_axes, axis=0, tiled=True)
 
     def add_chunk(index, sums: _Sums) -> _Sums:
         rows = jax.lax.dynamic_slice_in_dim(order, index * chunk, chunk)
@@ -164,17 +186,17 @@ def _local_sums(options, with_gradients, hidden, kernel, targets, weights):
             d_kernel=_add_outer(sums.d_kernel, x, d_logits),
         )
 
-    num_chunks = _num_chunks(tokens[2], chunk, options.batch_axes)
+    num_chunks = _num_chunks(tokens[2], chunk, options.token_axes)
     zeros = _zero_sums(tokens[0], head, with_gradients)
     sums = jax.lax.fori_loop(0, num_chunks, add_chunk, zeros)
     sums = sums._replace(
-        loss=_psum(sums.loss, options.batch_axes),
+        loss=_psum(sums.loss, options.token_axes),
         nll=sums.nll.reshape(targets.shape),
         correct=sums.correct.reshape(targets.shape),
     )
     if not with_gradients:
         return sums
-    d_kernel = _reduce_kernel_gradient(sums.d_kernel, options.batch_axes, options.kernel_axis)
+    d_kernel = _reduce_kernel_gradient(sums.d_kernel, options.token_axes, options.kernel_axes)
     return sums._replace(
         d_hidden=sums.d_hidden.reshape(hidden.shape), d_kernel=d_kernel.astype(kernel.dtype)
     )
@@ -191,11 +213,11 @@ def _zero_sums(hidden, kernel, with_gradients):
     )
 
 
-def _num_chunks(weights, chunk, batch_axes):
+def _num_chunks(weights, chunk, token_axes):
     num_chunks = -(-jnp.sum(weights > 0, dtype=jnp.int32) // chunk)
     # All devices walk together, so that none waits alone in a collective of the loop; the step ends
     # with the slowest anyway.
-    return _pmax(num_chunks, batch_axes)
+    return _pmax(num_chunks, token_axes)
 
 
 def _default_chunk(num_tokens):
@@ -263,11 +285,11 @@ def _add_outer(total, x, d_logits):
     return jax.lax.fori_loop(0, width // block, add_block, total)
 
 
-def _reduce_kernel_gradient(d_kernel, batch_axes, kernel_axis):
-    """Sum over the devices that hold other tokens; what `kernel_axis` gathered is scattered."""
-    if kernel_axis:
-        d_kernel = jax.lax.psum_scatter(d_kernel, kernel_axis, scatter_dimension=0, tiled=True)
-    return _psum(d_kernel, tuple(axis for axis in batch_axes if axis != kernel_axis))
+def _reduce_kernel_gradient(d_kernel, token_axes, kernel_axes):
+    """Sum over the devices that hold other tokens; what was gathered is scattered."""
+    if kernel_axes:
+        d_kernel = jax.lax.psum_scatter(d_kernel, kernel_axes, scatter_dimension=0, tiled=True)
+    return _psum(d_kernel, tuple(axis for axis in token_axes if axis not in kernel_axes))
 
 
 def _first_column(logits, vocab_axis):

@@ -19,10 +19,12 @@ from jax.sharding import Mesh, PartitionSpec
 
 from glm_jax.errors import UserError
 from glm_jax.ops.block_bounds import BlockBounds, compute_bounds
+from glm_jax.ops.block_order import BlockOrder, balanced_order
 from glm_jax.ops.mesh_axes import check_divisible
 from glm_jax.ops.range_attention_chunked import chunked_attention
 from glm_jax.ops.range_attention_tokamax import tokamax_attention
 from glm_jax.ops.range_attention_tpu import tpu_attention
+from glm_jax.ops.tile_sizes import order_block, split_tile_sizes, tile_sizes
 
 BACKENDS = ("auto", "reference", "chunked", "tpu", "gpu", "cudnn", "tokamax")
 _NEEDS_PLATFORM = {"tpu": "tpu", "gpu": "gpu", "cudnn": "gpu", "tokamax": "gpu"}
@@ -41,8 +43,10 @@ def range_attention(
     *,
     backend: str = "auto",
     bounds: BlockBounds | None = None,
+    order: BlockOrder | None = None,
     mesh: Mesh | None = None,
     batch_axes: Sequence[str] = ("data", "fsdp"),
+    sequence_axis: str = "context",
     heads_axis: str | None = "model",
 ) -> jax.Array:
     """softmax(q k^T / sqrt(d)) v over each query's own range of keys.
@@ -57,18 +61,22 @@ def range_attention(
       backend: one of `BACKENDS`. `auto` takes `resolve_backend`'s choice, except `chunked` where
         that does not take this dtype or head size, and `reference` for a single query (decoding),
         which has no tiles to skip.
-      bounds: `block_bounds(...)` with the same backend; None computes them here.
+      bounds: `block_bounds(...)` with the same backend and order; None computes them here.
+      order: `context_order(...)`: queries, keys and ranges lie in its places, split over
+        `sequence_axis`, while ranges still count keys as they are in the row. Keys and values are
+        gathered. None: slots are as in the row, which every device has whole.
       mesh: None or a mesh of one device: a plain call, which the compiler partitions as it likes.
-        Otherwise every device works on its own rows and heads, split over `batch_axes` and
-        `heads_axis`; a key head is repeated where the axis is a multiple of their number.
+        Otherwise every device works on its own rows, slots and heads, split over `batch_axes`,
+        `sequence_axis` and `heads_axis`; a key head is repeated where that axis is a multiple of
+        their number.
 
     Returns:
       [B, Tq, H, d], dtype of q. The softmax is in float32 (float64 for float64 inputs). Reverse
       mode only, except for `reference`.
 
     Raises:
-      UserError: the backend cannot run on this device or these shapes; B, H or K does not divide
-        over the mesh.
+      UserError: the backend cannot run on this device or these shapes; B, Tq, H or K does not
+        divide over the mesh.
     """
     if backend == "auto" and q.shape[1] == 1:
         backend, bounds = "reference", None
@@ -77,7 +85,9 @@ def range_attention(
     if automatic and backend == "gpu" and _not_for_gpu(q.dtype, q.shape[-1]):
         backend = "chunked"
     if bounds is None:
-        bounds = _bounds(kv_start, kv_end, k.shape[1], backend)
+        bounds = _bounds(
+            kv_start, kv_end, k.shape[1], backend, order, mesh, batch_axes, sequence_axis
+        )
     attend = functools.partial(_attend, backend)
     if mesh is None or mesh.size == 1:
         return attend(q, k, v, kv_start, kv_end, bounds)
@@ -88,15 +98,24 @@ def range_attention(
     if heads_axis and mesh.shape[heads_axis] % k.shape[2] == 0:
         k, v = (jnp.repeat(x, mesh.shape[heads_axis] // k.shape[2], axis=2) for x in (k, v))
     check_divisible(mesh, heads_axes, k.shape[2], "number of key heads")
-    rows = PartitionSpec(tuple(batch_axes))
-    heads = PartitionSpec(tuple(batch_axes), None, heads_axis)
+    # An axis of one device may be named, and then nothing is summed over it.
+    is_split = order is not None or mesh.shape.get(sequence_axis) == 1
+    sequence = sequence_axis if is_split else None
+    rows, slots = PartitionSpec(tuple(batch_axes)), PartitionSpec(tuple(batch_axes), sequence)
+    heads = PartitionSpec(tuple(batch_axes), sequence, heads_axis)
+
+    def attend_own_queries(q, k, v, kv_start, kv_end, bounds, order):
+        if order is not None:
+            k, v = (_whole_rows(x, order, sequence_axis) for x in (k, v))
+        return attend(q, k, v, kv_start, kv_end, bounds)
+
     return jax.shard_map(
-        attend,
+        attend_own_queries,
         mesh=mesh,
-        in_specs=(heads, heads, heads, rows, rows, rows),
+        in_specs=(heads, heads, heads, slots, slots, slots, rows),
         out_specs=heads,
-        check_vma=False,  # nothing here crosses devices, and the loops' carries start untyped
-    )(q, k, v, kv_start, kv_end, bounds)
+        check_vma=False,  # nothing but the keys crosses devices; loops' carries start untyped
+    )(q, k, v, kv_start, kv_end, bounds, order)
 
 
 def block_bounds(
@@ -105,13 +124,49 @@ def block_bounds(
     num_keys: int,
     *,
     backend: str = "auto",
+    order: BlockOrder | None = None,
     mesh: Mesh | None = None,
+    batch_axes: Sequence[str] = ("data", "fsdp"),
+    sequence_axis: str = "context",
 ) -> BlockBounds | None:
     """What `range_attention(bounds=)` takes, for kv_start and kv_end int32 [B, Tq].
 
     Compute it once per step, outside the loop over layers. None for backends that skip nothing.
+    With an `order` the key tiles' fields have one part for each device of `sequence_axis`.
     """
-    return _bounds(kv_start, kv_end, num_keys, resolve_backend(backend, *_target(mesh)))
+    backend = resolve_backend(backend, *_target(mesh))
+    return _bounds(kv_start, kv_end, num_keys, backend, order, mesh, batch_axes, sequence_axis)
+
+
+def context_order(
+    kv_start: jax.Array,
+    kv_end: jax.Array,
+    *,
+    backend: str = "auto",
+    mesh: Mesh | None,
+    batch_axes: Sequence[str] = ("data", "fsdp"),
+    sequence_axis: str = "context",
+) -> BlockOrder | None:
+    """How rows [B, T] lie on the devices of `sequence_axis`; None where each has whole rows.
+
+    Arrange every array of slots by it, once per step, and hand it to `range_attention`.
+
+    Raises:
+      UserError: T does not divide over the axis.
+    """
+    if mesh is None or mesh.shape.get(sequence_axis, 1) == 1:
+        return None
+    length, parts = kv_start.shape[1], mesh.shape[sequence_axis]
+    check_divisible(mesh, (sequence_axis,), length, "row length")
+    block = order_block(resolve_backend(backend, *_target(mesh)), length // parts)
+    rows = PartitionSpec(tuple(batch_axes))
+    return jax.shard_map(
+        functools.partial(balanced_order, parts=parts, block=block),
+        mesh=mesh,
+        in_specs=(rows, rows),
+        out_specs=rows,
+        check_vma=False,
+    )(kv_start, kv_end)
 
 
 @functools.cache
@@ -189,33 +244,28 @@ def _not_for_gpu(dtype, head_size):
     return reason is not None
 
 
-def _bounds(kv_start, kv_end, num_keys, backend):
+def _bounds(kv_start, kv_end, num_keys, backend, order, mesh, batch_axes, sequence_axis):
     if backend in _WITHOUT_BOUNDS:
         return None
-    block = {"tpu": _tpu_block, "gpu": _gpu_block}.get(backend, _chunked_block)
-    return compute_bounds(
-        kv_start, kv_end, num_keys, block_q=block(kv_start.shape[1]), block_k=block(num_keys)
-    )
+    if order is None:
+        block_q, block_k = tile_sizes(backend, kv_start.shape[1], num_keys)
+        return compute_bounds(kv_start, kv_end, num_keys, block_q=block_q, block_k=block_k)
+    num_queries = kv_start.shape[1] // mesh.shape[sequence_axis]
+    block = kv_start.shape[1] // order.num_blocks
+    block_q, block_k = split_tile_sizes(backend, num_queries, num_keys, block)
+    slots = PartitionSpec(tuple(batch_axes), sequence_axis)
+    return jax.shard_map(
+        functools.partial(compute_bounds, num_keys=num_keys, block_q=block_q, block_k=block_k),
+        mesh=mesh,
+        in_specs=(slots, slots),
+        out_specs=slots,
+        check_vma=False,
+    )(kv_start, kv_end)
 
 
-def _chunked_block(length):
-    """One tile up to 256, then even tiles of at most 128: the fastest measured on CPU."""
-    return length if length <= 256 else _even_block(length, 128)
-
-
-def _tpu_block(length):
-    """Even tiles of at most 512 in whole vector lanes; a smaller tile costs less than its step."""
-    return -(-_even_block(length, 512) // 128) * 128
-
-
-def _gpu_block(length):
-    """Tiles of two warpgroups, of one where that holds everything."""
-    return 64 if length <= 64 else 128
-
-
-def _even_block(length, largest):
-    num_tiles = -(-length // largest)
-    return -(-length // num_tiles)
+def _whole_rows(x, order, sequence_axis):
+    """Keys [B, T / P, K, d] of this device -> those of its rows [B, T, K, d], in their order."""
+    return order.restore(jax.lax.all_gather(x, sequence_axis, axis=1, tiled=True))
 
 
 def _attend(backend, q, k, v, kv_start, kv_end, bounds):

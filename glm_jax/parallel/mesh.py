@@ -1,4 +1,4 @@
-"""The device mesh: axes data, fsdp, model."""
+"""The device mesh: axes data, fsdp, context, model."""
 
 import math
 
@@ -9,7 +9,8 @@ from jax.sharding import AxisType, Mesh
 from glm_jax.config import MeshConfig
 from glm_jax.errors import UserError
 
-AXES = ("data", "fsdp", "model")
+AXES = ("data", "fsdp", "context", "model")
+"""The last is the one whose devices talk most, so it gets neighbours."""
 
 
 def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
@@ -19,10 +20,11 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Me
       UserError: the sizes do not multiply to the number of devices.
     """
     devices = jax.devices() if devices is None else devices
-    sizes = _fill_in([config.data, config.fsdp, config.model], len(devices))
+    sizes = _fill_in([getattr(config, axis) for axis in AXES], len(devices))
+    axis_types = (AxisType.Auto,) * len(AXES)
     if len(devices) == jax.device_count():
-        return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
-    return Mesh(np.asarray(devices).reshape(sizes), AXES, axis_types=(AxisType.Auto,) * 3)
+        return jax.make_mesh(sizes, AXES, axis_types=axis_types, devices=devices)
+    return Mesh(np.asarray(devices).reshape(sizes), AXES, axis_types=axis_types)
 
 
 def _fill_in(sizes: list[int], num_devices: int) -> tuple[int, ...]:

@@ -3,8 +3,10 @@
 import contextlib
 import contextvars
 import dataclasses
+import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import jax
 from jax.sharding import Mesh, NamedSharding
@@ -14,20 +16,39 @@ from glm_jax.config import MeshConfig
 from glm_jax.errors import UserError
 from glm_jax.parallel.mesh import AXES, make_mesh
 
-_MODEL = dict.fromkeys(("heads", "kv_heads", "mlp", "vocab"), "model")
+BATCH_AXES = ("data", "fsdp")
+SEQUENCE_AXIS = "context"
+TOKEN_AXES = (*BATCH_AXES, SEQUENCE_AXIS)
+WEIGHT_AXES = ("fsdp", SEQUENCE_AXIS)
+"""What splits the width of parameters: devices that share a row need not hold copies of them."""
+
+_MODEL = dict.fromkeys(("heads", "kv_heads", "mlp", "vocab"), ("model",))
 
 PRESETS = {
     "dp": {},
-    "fsdp": {"embed": "fsdp"},
+    "fsdp": {"embed": WEIGHT_AXES},
     "model": _MODEL,
-    "fsdp_model": {"embed": "fsdp", **_MODEL},
+    "fsdp_model": {"embed": WEIGHT_AXES, **_MODEL},
 }
-"""Mesh axis of each logical axis of a parameter; an axis that is not named is replicated."""
+"""Mesh axes of each logical axis of a parameter; an axis that is not named is replicated."""
 
 PARAMETER_AXES = ("layers", "embed", "heads", "kv_heads", "head_dim", "mlp", "vocab", "positions")
 
-BATCH_AXES = ("data", "fsdp")
-_ACTIVATIONS = {"batch": BATCH_AXES, **_MODEL}
+_ACTIVATIONS = {
+    "batch": BATCH_AXES,
+    "sequence": (SEQUENCE_AXIS,),
+    # Norms, dropout and residuals are split over `model` too: the all-reduce after a projection
+    # becomes a reduce-scatter and an all-gather (Korthikanti et al. 2022, arXiv 2205.05198).
+    "norm_sequence": (SEQUENCE_AXIS, "model"),
+    **_MODEL,
+}
+
+
+class WeightLayout(NamedTuple):
+    """A mesh and the mesh axes over which each axis of a parameter is split."""
+
+    mesh: Mesh
+    split: tuple[tuple[str, ...], ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +56,7 @@ class Sharding:
     """A mesh with the rules that lay arrays out on it."""
 
     mesh: Mesh
-    params: dict[str, str]
+    params: dict[str, tuple[str, ...]]
 
     @property
     def batch_size(self) -> int:
@@ -44,11 +65,17 @@ class Sharding:
 
     def place(self, batch):
         """Moves this host's rows of a batch (a pytree of numpy arrays) onto the devices."""
-        return jax.tree.map(lambda x: jax.make_array_from_process_local_data(self.batch, x), batch)
+        return jax.tree.map(lambda x: jax.make_array_from_process_local_data(self.slots, x), batch)
 
     @property
-    def batch(self) -> NamedSharding:
+    def rows(self) -> NamedSharding:
+        """Of arrays [B, ...] whose rows are whole on each device."""
         return NamedSharding(self.mesh, P(BATCH_AXES))
+
+    @property
+    def slots(self) -> NamedSharding:
+        """Of arrays [B, T, ...], the fields of a batch."""
+        return NamedSharding(self.mesh, P(BATCH_AXES, SEQUENCE_AXIS))
 
     @property
     def replicated(self) -> NamedSharding:
@@ -70,23 +97,22 @@ class Sharding:
         )
 
     def _spec(self, name: str, shape: tuple[int, ...], axes: tuple[str, ...]) -> P:
-        spec = [self._mesh_axis(axis, size) for axis, size in zip(axes, shape, strict=True)]
-        used = [axis for axis in spec if axis is not None]
+        spec = self.split(shape, axes)
+        used = list(itertools.chain.from_iterable(spec))
         if len(used) != len(set(used)):
             raise UserError(f"parameter {name}: axes {axes} would share a mesh axis in {spec}")
-        for size, mesh_axis in zip(shape, spec, strict=True):
-            if mesh_axis is not None and size % self.mesh.shape[mesh_axis]:
+        for size, mesh_axes in zip(shape, spec, strict=True):
+            if size % _num_parts(self.mesh, mesh_axes):
+                sizes = " x ".join(f"{axis}={self.mesh.shape[axis]}" for axis in mesh_axes)
                 raise UserError(
-                    f"parameter {name}: dimension {size} is not divisible by mesh axis "
-                    f"{mesh_axis}={self.mesh.shape[mesh_axis]}"
+                    f"parameter {name}: dimension {size} is not divisible by mesh axis {sizes}"
                 )
-        return P(*spec)
+        return _partition_spec(self.mesh, spec)
 
-    def _mesh_axis(self, axis: str, size: int) -> str | None:
-        mesh_axis = self.params.get(axis)
-        if axis == "kv_heads" and mesh_axis and _is_repeated(self.mesh, mesh_axis, size):
-            return None
-        return mesh_axis
+    def split(self, shape: Sequence[int], axes: Sequence[str]) -> tuple[tuple[str, ...], ...]:
+        """The mesh axes over which each axis of a parameter is split, unchecked."""
+        sizes = zip(axes, shape, strict=True)
+        return tuple(_split(self.mesh, self.params, axis, size) for axis, size in sizes)
 
     @contextlib.contextmanager
     def activate(self) -> Iterator[None]:
@@ -122,8 +148,8 @@ def make_sharding(config: MeshConfig, devices: list[jax.Device] | None = None) -
                 f"config.mesh.overrides.{axis} must be one of {', '.join(AXES)} or empty, "
                 f"got {mesh_axis!r}"
             )
-    rules = PRESETS[config.rules] | config.overrides
-    return Sharding(make_mesh(config, devices), {k: v for k, v in rules.items() if v})
+    overrides = {axis: (name,) if name else () for axis, name in config.overrides.items()}
+    return Sharding(make_mesh(config, devices), PRESETS[config.rules] | overrides)
 
 
 def parameter_table(shapes: dict, shardings: dict) -> str:
@@ -133,7 +159,7 @@ def parameter_table(shapes: dict, shardings: dict) -> str:
     for (path, shape), sharding in zip(
         jax.tree_util.tree_leaves_with_path(shapes), jax.tree.leaves(shardings), strict=True
     ):
-        layout = ", ".join("-" if axis is None else axis for axis in sharding.spec)
+        layout = ", ".join(map(_axis_name, sharding.spec))
         held = math.prod(sharding.shard_shape(shape.shape)) * shape.dtype.itemsize
         dims = " x ".join(map(str, shape.shape))
         lines.append(f"{param_name(path):42} {dims:>20} {layout:>26} {held:14,}")
@@ -150,21 +176,56 @@ def active_mesh() -> Mesh | None:
 
 
 def constrain(x: jax.Array, *axes: str) -> jax.Array:
-    """Lays an activation with these logical axes out; the identity outside `Sharding.activate`."""
+    """Lays an activation with these logical axes out; the identity outside `Sharding.activate`.
+
+    A sequence that does not divide over its mesh axes, as in decoding, is left whole.
+    """
     mesh = active_mesh()
     if mesh is None or mesh.size == 1:
         return x
-    spec = [_ACTIVATIONS.get(axis) for axis in axes]
-    for i, (axis, mesh_axis, size) in enumerate(zip(axes, spec, x.shape, strict=True)):
-        if axis == "kv_heads" and _is_repeated(mesh, mesh_axis, size):
-            spec[i] = None
-    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, P(*spec)))
+    sizes = zip(axes, x.shape, strict=True)
+    spec = [_split(mesh, _ACTIVATIONS, axis, size) for axis, size in sizes]
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, _partition_spec(mesh, spec)))
 
 
-def _is_repeated(mesh: Mesh, mesh_axis: str, num_kv_heads: int) -> bool:
-    """Whether every device has all key heads: there are fewer of them than devices (GQA)."""
-    devices = mesh.shape[mesh_axis]
-    return devices > num_kv_heads and devices % num_kv_heads == 0
+def active_layout(shape: Sequence[int], axes: Sequence[str]) -> WeightLayout | None:
+    """Where the code that is being traced finds a parameter; None if it is on one device."""
+    sharding = _ACTIVE.get()
+    if sharding is None or sharding.mesh.size == 1:
+        return None
+    return WeightLayout(sharding.mesh, sharding.split(shape, axes))
+
+
+def _split(mesh: Mesh, rules: dict[str, tuple[str, ...]], axis: str, size: int) -> tuple[str, ...]:
+    """The mesh axes over which a logical axis of this size is split."""
+    mesh_axes = rules.get(axis, ())
+    parts = _num_parts(mesh, mesh_axes)
+    # Every device has all key heads where there are fewer of them than devices (GQA).
+    repeats = axis == "kv_heads" and parts > size and parts % size == 0
+    stays_whole = axis in ("sequence", "norm_sequence") and size % parts
+    return () if repeats or stays_whole else mesh_axes
+
+
+def _num_parts(mesh: Mesh, axes: Sequence[str]) -> int:
+    return math.prod(mesh.shape[axis] for axis in axes)
+
+
+def _partition_spec(mesh: Mesh, spec: Sequence[tuple[str, ...]]) -> P:
+    """The spec without the axes of `WEIGHT_AXES` and the like that split nothing."""
+    return P(*(_shortest(mesh, axes) for axes in spec))
+
+
+def _shortest(mesh: Mesh, axes: tuple[str, ...]) -> str | tuple[str, ...] | None:
+    if len(axes) < 2:
+        return axes[0] if axes else None
+    split = tuple(axis for axis in axes if mesh.shape[axis] > 1)
+    return split if len(split) > 1 else (split or axes)[0]
+
+
+def _axis_name(axes: str | tuple[str, ...] | None) -> str:
+    if axes is None:
+        return "-"
+    return axes if isinstance(axes, str) else " x ".join(axes)
 
 
 def param_name(path) -> str:

@@ -9,7 +9,7 @@ import jax
 from glm_jax.batch import Batch
 from glm_jax.config import Config
 from glm_jax.errors import UserError
-from glm_jax.parallel.sharding import Sharding
+from glm_jax.parallel.sharding import SEQUENCE_AXIS, Sharding
 from glm_jax.stages import BatchGrid
 from glm_jax.training.metrics import Sums
 from glm_jax.training.step import make_eval_step
@@ -20,18 +20,31 @@ def check_batches(config: Config, sharding: Sharding) -> None:
 
     Raises:
       UserError: a micro-batch, or one of validation, would not give every device the same number of
-        rows, or several processes share the mesh, for which rows are not handed out yet.
+        rows or slots, or several processes share the mesh, for which rows are not handed out yet.
     """
     check_validation_batch(config, sharding)
-    for part in BatchGrid(config).parts:
+    grid = BatchGrid(config)
+    for stage in grid.stages:
+        _check_slots(f"stages.{stage.name}", stage.config.data.seq_length, sharding)
+    for part in grid.parts:
         _check_rows(part.size, part.accumulation_steps, f" (from step {part.first_step})", sharding)
 
 
 def check_validation_batch(config: Config, sharding: Sharding) -> None:
     """Refuses validation batches that cannot be handed out over the mesh; see `check_batches`."""
+    _check_slots("data", config.data.seq_length, sharding)
     _check_rows(config.training.batch_size, 1, "", sharding)
     if jax.process_count() > 1:
         raise UserError(f"one process can train, JAX was started with {jax.process_count()}")
+
+
+def _check_slots(section: str, seq_length: int, sharding: Sharding) -> None:
+    devices = sharding.mesh.shape[SEQUENCE_AXIS]
+    if seq_length % devices:
+        raise UserError(
+            f"config.{section}.seq_length {seq_length} is not divisible by the {devices} devices "
+            "of mesh axis context"
+        )
 
 
 def _check_rows(size: int, accumulation_steps: int, when: str, sharding: Sharding) -> None:

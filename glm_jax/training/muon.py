@@ -17,7 +17,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from glm_jax.errors import UserError
-from glm_jax.parallel.sharding import active_mesh
+from glm_jax.parallel.sharding import WEIGHT_AXES, active_mesh
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 """Coefficients of X -> a X + b (X X^T) X + c (X X^T)^2 X: Jordan et al. chose them for the steepest
@@ -138,7 +138,7 @@ def _whole_matrices(x: jax.Array) -> list[NamedSharding]:
     layouts, axes, parts = [], [], 1
     if mesh is None or x.ndim < 3:
         return layouts
-    for axis in ("fsdp", "model"):
+    for axis in (*WEIGHT_AXES, "model"):
         even = x.shape[0] % (parts * mesh.shape[axis]) == 0
         if mesh.shape[axis] == 1 or not (even or not axes):
             continue

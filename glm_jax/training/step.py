@@ -10,7 +10,15 @@ from glm_jax.batch import Batch
 from glm_jax.config import Config
 from glm_jax.model import glm
 from glm_jax.ops.cross_entropy import target_cross_entropy
-from glm_jax.parallel.sharding import Sharding, active_mesh, param_name
+from glm_jax.ops.range_attention import context_order
+from glm_jax.parallel.sharding import (
+    SEQUENCE_AXIS,
+    WEIGHT_AXES,
+    Sharding,
+    active_mesh,
+    constrain,
+    param_name,
+)
 from glm_jax.training.bad_steps import GOOD, History, empty_history, judge, remember
 from glm_jax.training.metrics import Sums, batch_sums
 from glm_jax.training.optimizer import make_optimizer, opt_state_shardings, treatments
@@ -138,7 +146,7 @@ def make_train_step(config: Config, sharding: Sharding, num_sources: int):
         history = kept.history._replace(streak=streak)
         return kept._replace(history=history, step=state.step + 1), metrics
 
-    return _jit(step, sharding, (shardings, sharding.batch), (shardings, sharding.replicated), (0,))
+    return _jit(step, sharding, (shardings, sharding.slots), (shardings, sharding.replicated), (0,))
 
 
 def _updated(config: Config, optimizer, state: TrainState, gradients, learning_rate) -> TrainState:
@@ -161,32 +169,46 @@ def make_eval_step(config: Config, sharding: Sharding, num_sources: int):
         return _forward(config, params, batch, num_sources, step=None, dropout_key=None)[1]
 
     _, shardings = state_shardings(config, sharding)
-    return _jit(step, sharding, (shardings.params, sharding.batch), sharding.replicated, ())
+    return _jit(step, sharding, (shardings.params, sharding.slots), sharding.replicated, ())
 
 
 def _forward(config: Config, params: dict, batch: Batch, num_sources: int, step, dropout_key):
     """The sum of weighted losses, float32, and the sums for metrics; `step` is None to evaluate."""
+    order = context_order(
+        batch.kv_start, batch.kv_end, backend=config.model.attention_backend, mesh=active_mesh()
+    )
+    slots = batch if order is None else _lay_out(order.arrange, batch)
     hidden = glm.apply_hidden(
         config.model,
         params,
-        batch.tokens,
-        batch.position,
-        batch.block_position,
-        batch.kv_start,
-        batch.kv_end,
+        slots.tokens,
+        slots.position,
+        slots.block_position,
+        slots.kv_start,
+        slots.kv_end,
         dropout_key,
         None if step is None else _embedding_gradient_share(config, step),
+        order,
     )
     kernel = glm.output_kernel(config.model, params)
     loss_sum, stats = target_cross_entropy(
         hidden,
         kernel,
-        batch.targets,
-        batch.weights,
+        slots.targets,
+        slots.weights,
         z_loss=config.training.z_loss,
         mesh=active_mesh(),
+        sequence_axis=SEQUENCE_AXIS,
+        kernel_axes=WEIGHT_AXES,
     )
+    if order is not None:
+        stats = _lay_out(order.restore, stats)
     return loss_sum, batch_sums(batch, stats, num_sources)
+
+
+def _lay_out(move, slots):
+    """Moves the slots [B, T] of a pytree, which stay split over devices as they were."""
+    return jax.tree.map(lambda x: constrain(move(x), "batch", "sequence"), slots)
 
 
 def _embedding_gradient_share(config: Config, step: jax.Array) -> jax.Array | None:

@@ -217,5 +217,5 @@ def test_indivisible_mesh_is_one_line(batch, width, vocab, message):
 
 @pytest.mark.multidevice
 def test_kernel_axis_without_its_tokens_is_refused():
-    with pytest.raises(ValueError, match="'model' is not one of batch_axes"):
-        target_cross_entropy(*arrays(), mesh=mesh_of(1, 2, 2), kernel_axis="model")
+    with pytest.raises(ValueError, match="kernel_axes {'model'} are not among"):
+        target_cross_entropy(*arrays(), mesh=mesh_of(1, 2, 2), kernel_axes=("model",))
