@@ -31,7 +31,7 @@ class DeviceKind:
 _V4 = DeviceKind(275e12, 32 * _GIB, 1228e9, 300e9)
 _V5E = DeviceKind(197e12, 16 * _GIB, 819e9, 200e9)
 _V5P = DeviceKind(459e12, 95 * _GIB, 2765e9, 600e9)
-_V6E = DeviceKind(918e12, 32 * _GIB, 1640e9, 400e9)
+_V6E = DeviceKind(918e12, 32 * _GIB, 1638e9, 400e9)
 _HALF_TPU7X = DeviceKind(2307e12 / 2, 192 * _GIB / 2, 7370e9 / 2, 600e9 / 2)
 _A100_40 = DeviceKind(312e12, 40 * _GIB, 1555e9, 300e9)
 _A100_80 = DeviceKind(312e12, 80 * _GIB, 2039e9, 300e9)
