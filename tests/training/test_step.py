@@ -201,6 +201,8 @@ def test_metrics_equal_a_slow_count():
             correct[rows].sum() / is_target[rows].sum()
         )
     assert figures["padding"] == pytest.approx((batch.segment == 0).mean())
+    assert sums.pairs.sum() == (batch.kv_end - batch.kv_start).sum()
+    assert sums.pairs.sum(axis=1)[1] == (batch.kv_end - batch.kv_start)[1::2].sum()
 
 
 def test_spans_are_told_apart_without_block_positions():
