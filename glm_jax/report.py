@@ -62,8 +62,8 @@ def _summary(run: Run, figures: Overview) -> Table:
         run.name: f"{figures.state}, {figures.why}",
         "step": f"{figures.step:,} of {figures.steps:,}",
         "tokens seen": units.amount(figures.tokens),
-        "wall time": f"{units.duration(figures.wall)}, "
-        f"{units.percent(figures.training_share)} of it training",
+        "wall time": units.duration(figures.goodput.wall),
+        "goodput": figures.goodput.describe(),
         "best validation loss": f"{units.number(best[0])} at step {best[1]:,}" if best else "none",
         "bad steps": f"{sum(line.kind == 'bad_step' for line in run.history.lines):,}",
         "checkpoints": f"{len(run.health) - len(bad)} good"

@@ -7,7 +7,6 @@ with exit code 0, as --max_steps and --max_minutes do.
 import contextlib
 import dataclasses
 import functools
-import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,22 +24,18 @@ from glm_jax.errors import UserError
 from glm_jax.first_state import first_state, released_params
 from glm_jax.ops.range_attention import resolve_backend
 from glm_jax.parallel.sharding import Sharding, make_sharding, parameter_table
+from glm_jax.reporting.goodput import goodput_of_session
+from glm_jax.reporting.history import Line
 from glm_jax.stages import BatchGrid
 from glm_jax.tokenizer import Tokenizer
 from glm_jax.training.bad_steps import Streak
-from glm_jax.training.checkpoint import Checkpoints, DataPosition, Restored, SetAside
+from glm_jax.training.checkpoint import Checkpoints, DataPosition, SetAside
 from glm_jax.training.evaluation import check_batches, make_validation
 from glm_jax.training.logged_samples import check_samples, fill_samples
 from glm_jax.training.metrics import summarise, total
 from glm_jax.training.optimizer import describe_optimizer
-from glm_jax.training.run_folder import (
-    change_lines,
-    config_changes,
-    is_run,
-    locked,
-    open_run,
-    save_config,
-)
+from glm_jax.training.run_folder import check_same_data, is_run, locked, open_run, save_config
+from glm_jax.training.speed import make_machine
 from glm_jax.training.step import (
     TrainState,
     make_train_step,
@@ -48,9 +43,9 @@ from glm_jax.training.step import (
     with_empty_history,
 )
 from glm_jax.training.stopping import Stopping
+from glm_jax.training.surroundings import count_params, mesh_shape, surroundings
 from glm_jax.training.window import Window
 from glm_jax.training.writers import Display, Writer, make_writers, steps_of
-from glm_jax.versions import versions
 
 FLAGS = flags.FLAGS
 
@@ -86,6 +81,7 @@ def run(
       devices: what the mesh is made of; None for all.
       allow_config_change: resume although fields that decide rows or parameters differ.
     """
+    began = time.time()
     tokenizer = load_tokenizer(config)
     check_samples(config, tokenizer)
     config = with_sources(with_vocab_size(config, tokenizer.vocab_size))
@@ -109,12 +105,13 @@ def run(
         ) as checkpoints,
     ):
         session = Session(
-            config, dataset, tokenizer, sharding, checkpoints, log, stopping or Stopping()
+            config, dataset, tokenizer, sharding, checkpoints, log, stopping or Stopping(), workdir
         )
         start = session.restore_or_init(
             functools.partial(first_state, config, sharding, workdir, init),
             changes,
             steps_of(workdir, "validation"),
+            began=began,
             allow_data_change=allow_config_change,
         )
         save_config(workdir, config)
@@ -135,13 +132,15 @@ def describe(config: Config, dataset: Dataset, sharding: Sharding) -> str:
       UserError: more epochs of a source than its `max_epochs`.
     """
     abstract, shardings = state_shardings(config, sharding)
+    machine = make_machine(config.model, sharding)
     return "\n".join(
         [
-            f"mesh {_mesh(sharding)} of {jax.devices()[0].device_kind}, rules {config.mesh.rules}",
+            f"mesh {mesh_shape(sharding)} of {machine.device}, rules {config.mesh.rules}",
             describe_rows(dataset.train),
             parameter_table(abstract.params, shardings.params),
             describe_optimizer(config.optimizer, abstract.params),
-            describe_reading(dataset.train, config, _num_params(abstract.params)),
+            describe_reading(dataset.train, config, count_params(abstract.params)),
+            machine.describe(),
         ]
     )
 
@@ -166,10 +165,12 @@ class Session:
         checkpoints: Checkpoints,
         log: Writer,
         stopping: Stopping,
+        workdir: Path,
     ):
         self._config, self._dataset, self._tokenizer = config, dataset, tokenizer
         self._sharding, self._checkpoints, self._log = sharding, checkpoints, log
-        self._stopping = stopping
+        self._stopping, self._workdir = stopping, workdir
+        self._machine = make_machine(config.model, sharding)
         self._step = self._saved = self._rewinds = 0
         self._display = Display(config.training.steps)
         self._feed = Feed(dataset.train, config)
@@ -185,6 +186,7 @@ class Session:
         changes: list[str],
         validated: set[int],
         *,
+        began: float,
         allow_data_change: bool,
     ) -> Start:
         """Where to go on, logged as `started` or `resumed`.
@@ -193,51 +195,35 @@ class Session:
           init: makes the state of a run without a checkpoint.
           changes: of the config since the last session, for people.
           validated: the steps whose validation was reported.
+          began: when the session did, in Unix seconds.
 
         Raises:
           UserError: no checkpoint is good, or the good one was trained on other data.
         """
         abstract, shardings = state_shardings(self._config, self._sharding)
-        about = {
-            "versions": versions(),
-            "device": jax.devices()[0].device_kind,
-            "num_devices": self._sharding.mesh.size,
-            "mesh": _mesh(self._sharding),
-            "num_params": _num_params(abstract.params),
-            "changes": changes,
-        }
+        about = surroundings(abstract.params, self._sharding, self._machine)
+        about["changes"] = changes
         for change in changes:
             print(f"changed since the last session: {change}")
         restored = self._checkpoints.restore_newest(abstract, shardings)
         if restored is None:
             state = init()
+            about["start_seconds"] = time.time() - began
             self._log.write(0, "started", {"next_row": 0, **about})
             return Start(state, 0, owes_validation=False)
-        self._check_data(restored, allow_data_change)
         step, next_row = int(restored.state.step), restored.meta["next_row"]
+        read = self._dataset.train.taken(next_row)
+        check_same_data(
+            restored.meta, self._dataset.fingerprint, read, allow_change=allow_data_change
+        )
         due = _is_due(step, self._config.training.eval_every, self._config.training.steps)
         owes_validation = due and not restored.meta["validation"] and step not in validated
         start = Start(restored.state, next_row, owes_validation)
         if step < self._config.training.steps or start.owes_validation:
             print(f"resuming from step {step}, row {next_row}")
+            about["start_seconds"] = time.time() - began
             self._log.write(step, "resumed", {"next_row": next_row, **about})
         return start
-
-    def _check_data(self, restored: Restored, allow_change: bool) -> None:
-        """Other data, and sources that would not go on where they stood, are said or refused."""
-        step, meta = int(restored.state.step), restored.meta
-        data, read = self._dataset.fingerprint, self._dataset.train.taken(meta["next_row"])
-        changes = [
-            *change_lines(config_changes(meta["data"], data, "data")),
-            *change_lines(config_changes(meta["tokens_read"], read, "tokens_read")),
-        ]
-        if changes and not allow_change:
-            raise UserError(
-                f"the checkpoint of step {step} was trained on other data or rows than config "
-                f"says: {'; '.join(changes)}; --allow_config_change goes on with it"
-            )
-        for change in changes:
-            print(f"changed since step {step}: {change}")
 
     def train(self, start: Start) -> TrainState:
         """From there to the run's last step, or to where this session is asked to stop."""
@@ -301,7 +287,7 @@ class Session:
 
     def _watch(self, streak: Streak) -> None:
         self._streak = streak
-        self._window = Window(self._dataset.languages, streak)
+        self._window = Window(self._dataset.languages, streak, self._machine)
 
     def _look_and_save(self, state: TrainState) -> tuple[TrainState, bool]:
         """What is due after a step.
@@ -327,14 +313,16 @@ class Session:
 
     def _look(self, state: TrainState) -> dict[str, float] | None:
         """Figures on the validation split and filled samples; None if there is no time for it."""
-        figures = self._validation_figures(state.params)
-        if figures is not None and state.ema is not None:
-            ema = self._validation_figures(state.ema)
-            figures = ema and figures | {"loss_ema": ema["loss"]}
-        if figures is not None:
-            self._report("validation", figures)
-            self._fill_samples(state.params)
-        self._window.restart_clock()
+        with self._window.paused():
+            started = time.perf_counter()
+            figures = self._validation_figures(state.params)
+            if figures is not None and state.ema is not None:
+                ema = self._validation_figures(state.ema)
+                figures = ema and figures | {"loss_ema": ema["loss"]}
+            if figures is not None:
+                seconds = time.perf_counter() - started
+                self._report("validation", figures | {"seconds": seconds})
+                self._fill_samples(state.params)
         return figures
 
     def _validation_figures(self, params: dict) -> dict[str, float] | None:
@@ -349,16 +337,19 @@ class Session:
 
     def _fill_samples(self, params: dict) -> None:
         if self._config.logging.samples:
+            started = time.perf_counter()
             filled = fill_samples(self._config, params, self._tokenizer, self._sharding)
-            self._report("samples", {"filled": filled})
+            seconds = time.perf_counter() - started
+            self._report("samples", {"filled": filled, "seconds": seconds})
 
     def _save(self, state: TrainState, validation: dict[str, float] | None) -> None:
-        started = time.perf_counter()
-        row, data = self._feed.next_row, self._dataset
-        position = DataPosition(row, data.train.taken(row))
-        self._checkpoints.save(state, self._config, position, data.fingerprint, validation)
-        self._saved = self._step
-        self._report("saved", {"seconds": time.perf_counter() - started})
+        with self._window.paused():
+            started = time.perf_counter()
+            row, data = self._feed.next_row, self._dataset
+            position = DataPosition(row, data.train.taken(row))
+            self._checkpoints.save(state, self._config, position, data.fingerprint, validation)
+            self._saved = self._step
+            self._report("saved", {"seconds": time.perf_counter() - started})
 
     def _go_back(self, state: TrainState) -> TrainState:
         """The state before too many bad steps in a row; the feed leaves their rows out.
@@ -367,6 +358,7 @@ class Session:
           UserError: the config says to stop, the session went back too often, or there is no
             checkpoint to go back to. What is there is saved, and the rows are in metrics.jsonl.
         """
+        started, lost_seconds = time.perf_counter(), self._window.unreported_seconds
         config, first, at = self._config.bad_steps, self._streak.first, self._step
         message = f"{self._streak.length} bad steps in a row, from step {first} on"
         if config.action == "stop" or self._rewinds == config.max_rewinds:
@@ -392,7 +384,9 @@ class Session:
         self._step = self._saved = int(restored.state.step)
         self._watch(Streak(config.max_consecutive))
         skipped = [first_row, next_row]
-        self._report("rewound", {"from_step": at, "next_row": next_row, "skipped_rows": skipped})
+        values = {"from_step": at, "next_row": next_row, "skipped_rows": skipped}
+        values |= {"lost_seconds": lost_seconds, "seconds": time.perf_counter() - started}
+        self._report("rewound", values)
         return restored.state
 
     def _end(self, state: TrainState, reason: str | None) -> None:
@@ -402,8 +396,12 @@ class Session:
         self._report_bad_steps()
         if self._saved < self._step:
             self._save(state, None)
+        started = time.perf_counter()
         self._checkpoints.wait()
-        self._report("stopped", {"reason": reason})
+        values = {"reason": reason, "seconds": time.perf_counter() - started}
+        spent = goodput_of_session(self._workdir, Line(self._step, "stopped", time.time(), values))
+        self._report("stopped", values | spent.values())
+        print(spent.describe())
 
     def _report_window(self) -> None:
         figures = self._window.close()
@@ -422,14 +420,6 @@ class Session:
     def _report(self, kind: str, values: dict) -> None:
         self._log.write(self._step, kind, values)
         self._display.report(self._step, kind, values)
-
-
-def _num_params(params: dict) -> int:
-    return sum(math.prod(p.shape) for p in jax.tree.leaves(params))
-
-
-def _mesh(sharding: Sharding) -> str:
-    return " x ".join(f"{axis}={size}" for axis, size in sharding.mesh.shape.items())
 
 
 def _is_due(step: int, every: int, last: int) -> bool:

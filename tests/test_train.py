@@ -63,6 +63,8 @@ def test_log_and_checkpoint_say_what_was_done(run_config, ten_steps):
     assert [line["step"] for line in lines(workdir, "validation")] == [5, 10]
     figures = set().union(*lines(workdir, "train"))
     assert {"loss/en", "loss/zh", "loss/token", "loss/document", "padding"} <= figures
+    assert {"step_seconds", "useful_tflops", "tokens_per_second", "input_wait"} <= figures
+    assert not {"mfu", "mfu_palm", "hfu"} & figures, "no peak is known for this device"
     meta = json.loads((workdir / "checkpoints" / "10" / "meta" / "metadata").read_text())
     assert meta["next_row"] == 10 * run_config.training.batch_size
     assert meta["config"]["model"]["num_layers"] == 2
@@ -86,6 +88,20 @@ def test_samples_are_filled_at_every_validation(run_config, ten_steps, tmp_path)
     figures = lines(tmp_path / "run", "validation")[-1]
     assert figures["loss"] == lines(ten_steps[0], "validation")[-1]["loss"]
     assert figures["loss_ema"] != figures["loss"]
+
+
+def test_a_session_ends_with_its_goodput(ten_steps):
+    (stopped,) = lines(ten_steps[0], "stopped")
+    spent, wall = stopped["spent_seconds"], stopped["wall_seconds"]
+    assert sum(spent.values()) == pytest.approx(wall)
+    assert 0 < spent["steps that stand"] < spent["starting and compiling"]
+    assert stopped["goodput"] == pytest.approx(spent["steps that stand"] / wall)
+    assert spent["steps done again"] == spent["between sessions"] == 0
+    saved = [line["seconds"] for line in lines(ten_steps[0], "saved")]
+    assert spent["saving"] == pytest.approx(sum(saved) + stopped["seconds"])
+    timed = [line["seconds"] for line in lines(ten_steps[0], "train")[1:]]
+    assert sum(timed) == pytest.approx(spent["steps that stand"] + spent["waiting for input"])
+    assert spent["all else"] < 0.3 * wall
 
 
 @pytest.mark.slow

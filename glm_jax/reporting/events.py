@@ -110,7 +110,9 @@ _STAGE_UNITS = {"batch_size": "rows a batch", "seq_length": "slots a row"}
 
 def _stopped(line: Line) -> str:
     reason = line.values.get("reason", "no reason given")
-    return "all steps done" if reason == "done" else str(reason)
+    share = line.number("goodput")
+    goodput = f"; goodput of the session {units.percent(share)}" if share else ""
+    return ("all steps done" if reason == "done" else str(reason)) + goodput
 
 
 _DESCRIBERS = {

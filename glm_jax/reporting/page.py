@@ -15,6 +15,7 @@ from glm_jax.reporting.overview import Overview
 from glm_jax.reporting.panels import PanelGroup
 from glm_jax.reporting.run import Run
 from glm_jax.reporting.timeline import NARROW, WIDE, draw_timeline
+from glm_jax.training import speed
 
 
 def render(run: Run, overview: Overview, now: float) -> str:
@@ -70,13 +71,18 @@ def _header(run: Run, overview: Overview) -> Markup:
     keys = [
         ("step", step, f"{units.percent(done)} done"),
         ("tokens seen", units.amount(overview.tokens), "slots that hold a token"),
-        ("wall time", units.duration(overview.wall), _training_share(overview)),
+        (
+            "wall time",
+            units.duration(overview.goodput.wall),
+            f"goodput {units.percent(overview.goodput.share)}",
+        ),
         (
             "best validation loss",
             units.number(best[0] if best else None),
             f"nats per target, step {best[1]:,}" if best else "not validated yet",
         ),
         ("rate", f"{units.amount(overview.rate)} tokens/s", "median over the run"),
+        *_mfu(run, overview),
     ]
     return tag(
         "header",
@@ -98,8 +104,13 @@ def _header(run: Run, overview: Overview) -> Markup:
     )
 
 
-def _training_share(overview: Overview) -> str:
-    return f"{units.percent(overview.training_share)} of it training"
+def _mfu(run: Run, overview: Overview) -> list[tuple[str, str, str]]:
+    """A tile for MFU with what it is a share of, where the run has any."""
+    if overview.mfu is None:
+        return []
+    peak = units.number(as_number(run.surroundings.get("peak_tflops")))
+    note = f"median, of {peak} TFLOP/s a device: {speed.USEFUL}"
+    return [("MFU", units.percent(overview.mfu), note)]
 
 
 def _time(history: History, overview: Overview) -> Markup | None:
@@ -118,9 +129,10 @@ def _time(history: History, overview: Overview) -> Markup | None:
 def _shares(overview: Overview) -> list[Markup]:
     """A bar of where the wall time went, and its key."""
     bar, key = [], []
-    for i, (name, seconds) in enumerate(overview.shares):
-        if seconds > 0:
-            colour, share = f"share{i}", units.percent(seconds / overview.wall)
+    wall = overview.goodput.wall
+    for i, (name, seconds) in enumerate(overview.goodput.spent.items()):
+        if seconds > 0 and wall:
+            colour, share = f"share{i}", units.percent(seconds / wall)
             bar.append(tag("span", style=f"flex-grow:{seconds:.3f}", class_=colour, title=name))
             spent = tag("b", units.duration(seconds))
             key.append(tag("li", tag("i", class_=colour), f"{name} ", spent, f" ({share})"))

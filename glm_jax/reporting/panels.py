@@ -8,6 +8,7 @@ from glm_jax.reporting.charts import Curve, Mark, Panel
 from glm_jax.reporting.events import describe
 from glm_jax.reporting.history import History
 from glm_jax.training.metrics import SOURCE
+from glm_jax.training.speed import USEFUL
 
 _PALETTE = ("blue", "orange", "green", "purple", "sky")
 _LOSS_NOTE = (
@@ -20,6 +21,7 @@ _MACHINERY_NOTE = (
     "Of training. Where a pixel stands for several values, the line is their median and the band "
     "reaches from the lowest to the highest."
 )
+_MFU_NOTE = f" MFU: ({USEFUL}) / seconds / devices / peak."
 _MARKED = {"resumed": "resumed", "rewound": "rewound", "bad_step": "bad", "stage": "stage"}
 
 
@@ -49,6 +51,9 @@ def choose(history: History) -> list[PanelGroup]:
         _answers(history, "exact match by language", languages, colours),
         _answers(history, "exact match by objective", objectives, colours),
     ]
+    machinery_note = _MACHINERY_NOTE
+    if history.series("train", "mfu").points:
+        machinery_note += _MFU_NOTE
     return [
         PanelGroup(
             "Loss",
@@ -62,7 +67,7 @@ def choose(history: History) -> list[PanelGroup]:
             _with_values(answers),
             shared=True,
         ),
-        PanelGroup("Optimisation and speed", _MACHINERY_NOTE, _with_values(_machinery(history))),
+        PanelGroup("Optimisation and speed", machinery_note, _with_values(_machinery(history))),
     ]
 
 
@@ -105,6 +110,7 @@ def _machinery(history: History) -> list[Panel]:
         panel("gradient norm", "before clipping", "grad_norm", log_from=10.0),
         panel("gradient noise scale", "rows", "gradient_noise_scale", form="si", log_from=10.0),
         panel("throughput", "tokens/s", "tokens_per_second", form="si", **linear),
+        panel("MFU", "share of the peak, useful FLOPs", "mfu", form="percent", **linear),
         panel("waiting for input", "share of time", "input_wait", form="percent", **linear),
         panel("padding", "share of slots", "padding", form="percent", **linear),
     ]

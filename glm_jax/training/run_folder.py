@@ -10,6 +10,7 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -68,6 +69,32 @@ def save_config(workdir: Path, config: Config) -> None:
     temporary = (workdir / CONFIG_FILE).with_suffix(".tmp")
     temporary.write_text(json.dumps(to_dict(config), indent=2, ensure_ascii=False) + "\n")
     temporary.replace(workdir / CONFIG_FILE)
+
+
+def check_same_data(
+    meta: Mapping[str, Any], fingerprint: Mapping, read: Mapping, *, allow_change: bool
+) -> None:
+    """Other data, and sources that would not go on where they stood, are said or refused.
+
+    Args:
+      meta: of the checkpoint to go on from.
+      fingerprint: of the data at hand.
+      read: tokens of each source that are taken to be read by then.
+
+    Raises:
+      UserError: they differ, and that is not allowed.
+    """
+    changes = [
+        *change_lines(config_changes(meta["data"], fingerprint, "data")),
+        *change_lines(config_changes(meta["tokens_read"], read, "tokens_read")),
+    ]
+    if changes and not allow_change:
+        raise UserError(
+            f"the checkpoint of step {meta['step']} was trained on other data or rows than config "
+            f"says: {'; '.join(changes)}; --allow_config_change goes on with it"
+        )
+    for change in changes:
+        print(f"changed since step {meta['step']}: {change}")
 
 
 @contextlib.contextmanager

@@ -1,7 +1,7 @@
 """Figures over the steps between two reports, without waiting for the device in between."""
 
-import time
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import jax
@@ -9,6 +9,7 @@ import numpy as np
 
 from glm_jax.training.bad_steps import GOOD, VERDICTS, BadStep, Streak
 from glm_jax.training.metrics import Sums, summarise, total
+from glm_jax.training.speed import Machine, Stopwatch
 from glm_jax.training.step import StepMetrics
 
 
@@ -25,9 +26,10 @@ class Window:
     step one step late.
     """
 
-    def __init__(self, languages: Mapping[str, str], streak: Streak):
+    def __init__(self, languages: Mapping[str, str], streak: Streak, machine: Machine):
         self._languages = languages
         self._streak = streak
+        self._stopwatch = Stopwatch(machine)
         self._pending: _Pending | None = None
         self._found: list[BadStep] = []
         self._compiled = False
@@ -40,7 +42,7 @@ class Window:
           rows: the row indices of its batch.
           waited: seconds that the loop stood still for that batch.
         """
-        self._waited += waited  # before what may restart the clock: it is over by now
+        self._stopwatch.wait(waited)  # before the lap ends in which it was
         self._read_pending()
         self._pending = _Pending(step, rows, metrics)
 
@@ -63,10 +65,7 @@ class Window:
         self._read_pending()
         figures = summarise(total(self._sums), self._languages) if self._sums else {}
         figures |= self._last
-        seconds = time.perf_counter() - self._started
-        if self._timed_tokens:
-            figures["tokens_per_second"] = self._timed_tokens / seconds
-            figures["input_wait"] = self._waited / seconds
+        figures |= self._stopwatch.figures()
         if self._noise:
             covariance, true_gradient = np.mean(self._noise, axis=0)
             figures["gradient_noise_scale"] = float(covariance / true_gradient)
@@ -74,20 +73,29 @@ class Window:
         self._clear()
         return figures
 
+    @property
+    def unreported_seconds(self) -> float:
+        """What the steps since the last report took."""
+        return self._stopwatch.total_seconds
+
     def expect_compilation(self) -> None:
-        """Leaves the next step, and what was done since the last one, out of the rates."""
+        """Leaves the next step out of the rates."""
+        self._read_pending()
         self._compiled = False
 
-    def restart_clock(self) -> None:
-        """Leaves what was done since the last step out of the rates."""
-        self._started, self._timed_tokens, self._waited = time.perf_counter(), 0.0, 0.0
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leaves what is done inside, and was done since the last step, out of the rates."""
+        self._read_pending()
+        yield
+        self._stopwatch.leave_out()
 
     def _clear(self) -> None:
         self._sums: list[Sums] = []
         self._last: dict[str, float] = {}
         self._noise: list[np.ndarray] = []
         self._tokens = self._bad_steps = 0
-        self.restart_clock()
+        self._stopwatch.clear()
 
     def _read_pending(self) -> None:
         if self._pending is None:
@@ -108,7 +116,7 @@ class Window:
             self._bad_steps += 1
         self._tokens += int(sums.tokens.sum())
         if self._compiled:
-            self._timed_tokens += float(sums.tokens.sum())
+            self._stopwatch.add(sums, len(rows), stands=bool(verdict == GOOD))
         else:
             self._compiled = True
-            self.restart_clock()
+            self._stopwatch.add_compilation()

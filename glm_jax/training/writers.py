@@ -282,7 +282,9 @@ class Display:
             shown = {
                 name: value
                 for name, value in figures.items()
-                if ("/" not in name or name.startswith("loss/")) and not isinstance(value, Mapping)
+                if ("/" not in name or name.startswith("loss/"))
+                and name not in _NOT_SHOWN
+                and not isinstance(value, Mapping)
             }
             text = "  ".join(f"{name} {_short(value)}" for name, value in shown.items())
             line = f"{kind:>10} {step}/{self._steps}  {text}"
@@ -290,6 +292,8 @@ class Display:
 
 
 _SHOWN = 3  # entries of a list
+# What goodput is made of; a line of it ends the session.
+_NOT_SHOWN = ("seconds", "skipped_seconds", "compile_seconds", "lost_seconds", "wall_seconds")
 _PLAIN_EVENTS = ("bad_step", "fallback", "rewound", "stage", "stopped")
 
 

@@ -65,10 +65,10 @@ def test_damage_is_said_before_anything_can_refuse(run_config, sessions, tmp_pat
     meta = workdir / "checkpoints/10/meta/metadata"
     meta.write_bytes(bytes([meta.read_bytes()[0] ^ 1]) + meta.read_bytes()[1:])
 
-    def refuse(*_):
+    def refuse(*_, **__):
         raise UserError("other data")
 
-    monkeypatch.setattr(train.Session, "_check_data", refuse)
+    monkeypatch.setattr(train, "check_same_data", refuse)
     with pytest.raises(UserError, match="other data"):
         run(run_config, workdir)
     (fallback,) = lines(workdir, "fallback")

@@ -10,6 +10,7 @@ from glm_jax import config
 
 STEPS, ROWS, LENGTH = 5000, 256, 512
 BEGIN = 1_790_000_000.0
+PARAMS, PEAK = 334_940_160, 197.0
 VERSIONS = {"glm-jax": "0.1.0", "jax": "0.10.2", "flax": "0.12.8", "optax": "0.2.8"}
 TEXTS = (
     ("The capital of France is ", "."),
@@ -58,23 +59,26 @@ def write_run(workdir: Path) -> list[FakeHealth]:
 
 
 def _tell(run: "_Recorder") -> None:
-    run.write("started", {"next_row": 0, **_surroundings("0.10.1")})
-    run.clock += 95
+    run.write("started", {"next_row": 0, "start_seconds": 31.0, **_surroundings("0.10.1")})
+    run.compile(95)
     run.train_to(1730)
     run.clock += 5400
     run.go_to(1500)
-    run.write("resumed", {"next_row": 1500 * ROWS, **_surroundings("0.10.2")})
-    run.clock += 60
+    about = {"start_seconds": 48.0, **_surroundings("0.10.2")}
+    run.write("resumed", {"next_row": 1500 * ROWS, **about})
+    run.compile(60)
     run.train_to(2600)
     for i in range(10):
         run.step += 1
         run.write("bad_step", _bad_step(run.step, i))
     run.go_to(2500)
     skipped = [2500 * ROWS, 2700 * ROWS]
-    run.write("rewound", {"from_step": 2610, "next_row": 2700 * ROWS, "skipped_rows": skipped})
+    seconds = {"lost_seconds": 0.2, "seconds": 11.5}
+    rows = {"next_row": 2700 * ROWS, "skipped_rows": skipped}
+    run.write("rewound", {"from_step": 2610, **rows, **seconds})
     run.train_to(3960)
     run.write("saved", {"seconds": 2.9})
-    run.write("stopped", {"reason": "SIGTERM"})
+    run.write("stopped", {"reason": "SIGTERM", "seconds": 4.1, "goodput": 0.91})
     run.clock += 9100
     run.go_to(3500)
     run.write(
@@ -85,17 +89,18 @@ def _tell(run: "_Recorder") -> None:
             "moved_to": "checkpoints/3960.damaged",
         },
     )
-    run.write("resumed", {"next_row": 3700 * ROWS, **_surroundings("0.10.2")})
-    run.clock += 60
+    run.write("resumed", {"next_row": 3700 * ROWS, **about})
+    run.compile(60)
     run.train_to(4310)
     run.write("bad_step", _bad_step(4310, 3))
     run.train_to(STEPS)
-    run.write("stopped", {"reason": "done"})
+    run.write("stopped", {"reason": "done", "seconds": 4.3, "goodput": 0.94})
 
 
 class _Recorder:
     def __init__(self, rng: random.Random):
         self.rng, self.lines, self.step, self.clock = rng, [], 0, BEGIN
+        self.compiled = {}
 
     def write(self, kind: str, values: dict) -> None:
         self.lines.append({"step": self.step, "kind": kind, "time": round(self.clock, 3)} | values)
@@ -103,15 +108,21 @@ class _Recorder:
     def go_to(self, step: int) -> None:
         self.step = step
 
+    def compile(self, seconds: float) -> None:
+        """The next line of training says what its first step took."""
+        self.clock += seconds
+        self.compiled = {"compile_seconds": seconds}
+
     def train_to(self, step: int) -> None:
         while self.step < step:
             self.step += 10
             self.clock += 96
-            self.write("train", self._train_values())
+            self.write("train", self._train_values() | self.compiled)
+            self.compiled = {}
             if self.step % 250 == 0:
                 self.clock += 40
-                self.write("validation", self._losses(0.05, 0.004))
-                self.write("samples", {"filled": _filled(self.step)})
+                self.write("validation", self._losses(0.05, 0.004) | {"seconds": 31.0})
+                self.write("samples", {"filled": _filled(self.step), "seconds": 8.5})
             if self.step % 500 == 0:
                 self.write("saved", {"seconds": round(2 + self.rng.random(), 2)})
 
@@ -121,14 +132,15 @@ class _Recorder:
         values = self._losses(0.0, 0.04)
         if self.step == 820:
             values["loss"] = values["loss/zh"] = None
+        tokens_per_second = 14_000 + self.rng.gauss(0, 220) - 4_000 * (self.rng.random() < 0.02)
         return values | {
             "grad_norm": math.exp(self.rng.gauss(0.0, 0.25))
             * (0.4 + 9 * math.exp(-self.step / 90)),
             "learning_rate": 4e-4 * warm * decay,
             "tokens": round(10 * ROWS * LENGTH * (1 - values["padding"])),
-            "tokens_per_second": 14_000
-            + self.rng.gauss(0, 220)
-            - 4_000 * (self.rng.random() < 0.02),
+            "tokens_per_second": tokens_per_second,
+            "mfu": 6 * PARAMS * tokens_per_second / 8 / (PEAK * 1e12),
+            "seconds": 95.0,
             "input_wait": abs(self.rng.gauss(0.012, 0.006)) + 0.2 * (self.rng.random() < 0.02),
             "gradient_noise_scale": 60
             * (1 + self.step / 60) ** 0.8
@@ -163,8 +175,9 @@ def _surroundings(jax: str) -> dict:
         "versions": VERSIONS | {"jax": jax},
         "device": "TPU v5 lite",
         "num_devices": 8,
+        "peak_tflops": PEAK,
         "mesh": "data=2 x fsdp=4 x model=1",
-        "num_params": 334_940_160,
+        "num_params": PARAMS,
     }
 
 

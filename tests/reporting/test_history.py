@@ -95,35 +95,19 @@ def test_groups(tmp_path):
     assert history_of(tmp_path, (1, "train", values)).groups("loss") == ["token", "zh"]
 
 
-def test_where_the_time_went(tmp_path):
-    """Ten steps of 16 tokens, which at 16 tokens/s take a second each."""
-
-    def figures(steps: int) -> dict:
-        return {"loss": 1.0, "tokens": 16 * steps, "tokens_per_second": 16.0}
-
+def test_tokens_and_progress_are_those_of_surviving_steps(tmp_path):
     history = history_of(
         tmp_path,
-        (0, "started", {}),
-        (4, "train", figures(4)),
-        (6, "train", figures(2)),
-        (4, "saved", {"seconds": 0.5}),
-        (4, "fallback", {}),
+        (4, "train", {"tokens": 64, "mfu": 0.4, "tokens_per_second": 8.0}),
+        (6, "train", {"tokens": 32, "mfu": 0.9, "tokens_per_second": 99.0}),
         (4, "resumed", {}),
-        (10, "train", figures(6)),
-        (10, "stopped", {"reason": "done"}),
+        (10, "train", {"tokens": 96, "mfu": 0.5, "tokens_per_second": 10.0}),
+        (10, "stopped", {"reason": "done", "goodput": 0.5}),
     )
-    settings = {"training": {"steps": 10}}
-    found = overview(history, settings, now=BEGIN + 99)
+    found = overview(history, {"training": {"steps": 10}}, now=BEGIN + 99)
     assert (found.state, found.step, found.steps) == ("finished", 10, 10)
-    assert found.tokens == 160
-    assert found.wall == 7
-    shares = {name: seconds for name, seconds in found.shares if seconds}
-    assert shares == {
-        "training": 10,
-        "training that was overwritten": 2,
-        "saving checkpoints": 0.5,
-        "down or starting": 2,
-    }
+    assert (found.tokens, found.rate, found.mfu) == (160, 9.0, 0.45)
+    assert describe(history.events[-1]) == "all steps done; goodput of the session 50 %"
 
 
 @pytest.mark.parametrize(
@@ -149,7 +133,9 @@ def test_the_made_up_run(tmp_path):
     assert found.tokens == pytest.approx(5000 * ROWS * LENGTH * 0.978, rel=1e-3)
     assert [step for step, _ in history.series("train", "loss").points] == list(range(10, 5010, 10))
     assert len(history.series("train", "loss").overwritten) == 3
-    assert sum(seconds for _, seconds in found.shares) == pytest.approx(found.wall)
+    spent = found.goodput.spent
+    assert sum(spent.values()) == pytest.approx(found.goodput.wall)
+    assert [name for name, seconds in spent.items() if not seconds] == ["bad steps"]
     assert len(history.of("samples")) == 20
 
 

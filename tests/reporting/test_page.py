@@ -80,6 +80,9 @@ def test_the_page_has_every_part(text):
     assert "✗ params/d/12 does not match its digest" in page.text
     assert "1 unreadable line of metrics.jsonl left out" in page.text
     assert "334,940,160" in page.text
+    assert "goodput 66 %" in page.text
+    assert "of 197 TFLOP/s a device: 6 N tokens + 6 V D targets + 12 L H d pairs" in page.text
+    assert "between sessions 4 h 00 min" in page.text
 
 
 def test_the_page_loads_nothing(text):

@@ -195,7 +195,7 @@ def test_the_display_shows_figures_and_events_and_nothing_else(capsys):
         display.report(
             4, "bad_step", {"reason": "[red]not finite", "rows": [4, 8], "loss": math.nan}
         )
-        display.report(4, "rewound", {"from_step": 4, "next_row": 12})
+        display.report(4, "rewound", {"from_step": 4, "next_row": 12, "seconds": 3.0})
         display.report(5, "samples", {"filled": [["a", "b", "c"]]})
         display.report(5, "saved", {"seconds": 1.0})
     shown = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
