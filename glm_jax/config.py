@@ -374,7 +374,13 @@ def _ill_typed(name: str, expected: str, value) -> UserError:
 
 
 _FREE_SECTIONS = ("init", "optimizer", "training", "bad_steps", "logging", "mesh", "checkpoint")
-_FREE_FIELDS = ("init_from", "model.remat", "model.scan_layers", "model.attention_backend")
+_FREE_FIELDS = (
+    "init_from",
+    "model.remat",
+    "model.remat_saved",
+    "model.scan_layers",
+    "model.attention_backend",
+)
 _FREE_FIELDS += ("data.dir", "data.tokenizer", "data.num_workers", "data.prefetch", "data.verify")
 
 

@@ -14,7 +14,15 @@ from glm_jax.layouts.resize import Resized
 from glm_jax.layouts.sources import Index, ParamSource
 
 # What a checkpoint does not decide: numerics, dropout, the spread of fresh rows.
-_FREE = {"dtype", "param_dtype", "remat", "scan_layers", "attention_backend", "vocab_multiple"}
+_FREE = {
+    "dtype",
+    "param_dtype",
+    "remat",
+    "remat_saved",
+    "scan_layers",
+    "attention_backend",
+    "vocab_multiple",
+}
 _FREE |= {"embedding_dropout", "output_dropout", "init_std"}
 # Written as 0 where it follows from other fields; compared resolved.
 _RESOLVED = {"num_kv_heads": "kv_heads", "deepnorm_alpha": "residual_scale"}

@@ -14,7 +14,7 @@ import jax
 
 from glm_jax.config import ModelConfig
 from glm_jax.model import glm
-from glm_jax.parallel.sharding import param_name
+from glm_jax.model.remat import computed_again
 
 
 class Counts(NamedTuple):
@@ -36,10 +36,11 @@ class Flops:
         or for slots without a loss: 6 N tokens + 6 V D targets + 12 L H d pairs.
       palm: (6 (N + V D) + 12 L H d T) slots (PaLM, arXiv 2204.02311, appendix B), as others count:
         every slot is a target and sees its whole row.
-      hardware: what the matrix units are given: N for padding too, what `remat` computes again, and
-        9 products a pair, as the two backward kernels each recompute the scores and their gradient
-        (`glm_jax.ops`): 6 N slots + 6 V D targets + 18 L H d pairs, and with `remat: full` another
-        2 N slots + 4 L H d pairs. A floor: tiles of scores that are seen in part count in part.
+      hardware: what the matrix units are given: N for padding too, and 9 products a pair, as the
+        two backward kernels each recompute the scores and their gradient (`glm_jax.ops`):
+        6 N slots + 6 V D targets + 18 L H d pairs, and what `remat` computes again: 2 for a slot
+        and each of those of N, and 4 L H d pairs if the attention is among it. A floor: tiles of
+        scores that are seen in part count in part.
     """
 
     useful: float
@@ -63,20 +64,23 @@ class Costs:
       layer_weights: N, elements of the kernels of all layers.
       head_weights: V D.
       attention_width: L H d.
-      recomputes_layers: the backward pass computes every layer again.
+      weights_again: those of N whose products the backward pass computes again.
+      attends_again: so it does the attention over keys.
     """
 
     layer_weights: int
     head_weights: int
     attention_width: int
-    recomputes_layers: bool
+    weights_again: int
+    attends_again: bool
 
     def of_step(self, counts: Counts) -> Flops:
         """The operations of a training step on a batch."""
         weights, width = self.layer_weights, self.attention_width
         loss = 6 * self.head_weights * counts.targets
         per_slot = 6 * (weights + self.head_weights) + 12 * width * counts.row_length
-        again = self.recomputes_layers * (2 * weights * counts.slots + 4 * width * counts.pairs)
+        again = 2 * self.weights_again * counts.slots
+        again += 4 * width * counts.pairs * self.attends_again
         return Flops(
             useful=6 * weights * counts.tokens + loss + 12 * width * counts.pairs,
             palm=per_slot * counts.slots,
@@ -87,14 +91,16 @@ class Costs:
 def model_costs(config: ModelConfig) -> Costs:
     """What a model costs, by its parameters; it needs `vocab_size`."""
     leaves = jax.tree_util.tree_leaves_with_path(glm.abstract_params(config)[0])
-    names = {param_name(path): math.prod(leaf.shape) for path, leaf in leaves}
+    kernels = {
+        path[-2].key: math.prod(leaf.shape)
+        for path, leaf in leaves
+        if path[0].key == "layers" and path[-1].key == "kernel"
+    }
+    again = computed_again(config)
     return Costs(
-        layer_weights=sum(
-            size
-            for name, size in names.items()
-            if name.startswith("layers/") and name.endswith("/kernel")
-        ),
+        layer_weights=sum(kernels.values()),
         head_weights=config.vocab_size * config.hidden_dim,
         attention_width=config.num_layers * config.num_heads * config.head_dim,
-        recomputes_layers=config.remat == "full",
+        weights_again=sum(size for name, size in kernels.items() if name in again),
+        attends_again="attention" in again,
     )

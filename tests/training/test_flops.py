@@ -63,7 +63,15 @@ def test_the_three_formulas():
     assert flops.palm == 64 * (6 * (weights + head) + 12 * width * 32)
     assert flops.hardware == 6 * weights * 64 + 6 * head * 9 + 18 * width * 700
     full = model_costs(dataclasses.replace(config, remat="full")).of_step(COUNTS)
-    assert full.hardware - flops.hardware == 2 * weights * 64 + 4 * width * 700
+    down = 8 * 12  # which no later operation of the layer reads
+    assert full.hardware - flops.hardware == 2 * (weights - down) * 64 + 4 * width * 700
+    selective = dataclasses.replace(config, remat="selective")
+    assert model_costs(selective).of_step(COUNTS) == flops
+    some = dataclasses.replace(
+        selective, remat_saved=("attention_out", "attention_lse", "residual")
+    )
+    again = model_costs(some).of_step(COUNTS).hardware - flops.hardware
+    assert again == 2 * (3 * 8 * 8 + 8 * 12) * 64
     assert (full.useful, full.palm) == (flops.useful, flops.palm)
     assert NO_FLOPS + flops + full == full + flops
 

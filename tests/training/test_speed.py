@@ -17,7 +17,9 @@ from glm_jax.training.speed import Machine, make_machine
 from glm_jax.training.step import StepMetrics
 from glm_jax.training.window import Window
 
-COSTS = Costs(layer_weights=1000, head_weights=300, attention_width=20, recomputes_layers=False)
+COSTS = Costs(
+    layer_weights=1000, head_weights=300, attention_width=20, weights_again=0, attends_again=False
+)
 H200 = Machine(COSTS, "NVIDIA H200", num_devices=4)
 
 
