@@ -108,7 +108,7 @@ def test_a_session_ends_with_its_goodput(ten_steps):
 def test_a_run_says_how_it_began_and_ended(ten_steps, five_steps, run_config):
     (started,) = lines(ten_steps[0], "started")
     assert started["versions"]["jax"] == jax.__version__
-    assert (started["num_devices"], started["mesh"]) == (1, "data=1 x fsdp=1 x model=1")
+    assert (started["num_devices"], started["mesh"]) == (1, "data=1 x fsdp=1 x context=1 x model=1")
     assert [line["reason"] for line in lines(ten_steps[0], "stopped")] == ["done"]
     assert [line["step"] for line in lines(ten_steps[0], "saved")] == [5, 10]
     run(run_config, five_steps)

@@ -184,7 +184,7 @@ class Filler:
             answers = _decode(*arguments, key, rows)
         else:
             with self._sharding.activate():
-                answers = _decode(*arguments, key, self._sharding.place(rows))
+                answers = _decode(*arguments, key, self._sharding.place_rows(rows))
         tokens, length, finite = jax.device_get(answers)
         return [
             [tokens[n, row, : length[n, row]].tolist() for n in range(len(context.blanks))]

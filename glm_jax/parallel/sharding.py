@@ -64,8 +64,15 @@ class Sharding:
         return math.prod(self.mesh.shape[axis] for axis in BATCH_AXES)
 
     def place(self, batch):
-        """Moves this host's rows of a batch (a pytree of numpy arrays) onto the devices."""
-        return jax.tree.map(lambda x: jax.make_array_from_process_local_data(self.slots, x), batch)
+        """Moves this host's rows of a batch (numpy arrays [B, T]) onto the devices."""
+        return self._place(batch, self.slots)
+
+    def place_rows(self, rows):
+        """The same for arrays [B, ...] whose rows stay whole."""
+        return self._place(rows, self.rows)
+
+    def _place(self, arrays, layout: NamedSharding):
+        return jax.tree.map(lambda x: jax.make_array_from_process_local_data(layout, x), arrays)
 
     @property
     def rows(self) -> NamedSharding:
