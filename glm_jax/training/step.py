@@ -263,13 +263,23 @@ def _dropout_key(config: Config, step: jax.Array) -> jax.Array | None:
     return jax.random.fold_in(jax.random.key(config.seed), step)
 
 
+class _Jitted:
+    """A jitted function whose calls, and `lower`, see the layout of `sharding`."""
+
+    def __init__(self, jitted, sharding: Sharding):
+        self._jitted, self._sharding = jitted, sharding
+
+    def __call__(self, *args):
+        with self._sharding.activate():
+            return self._jitted(*args)
+
+    def lower(self, *args) -> jax.stages.Lowered:
+        with self._sharding.activate():
+            return self._jitted.lower(*args)
+
+
 def _jit(function, sharding: Sharding, in_shardings, out_shardings, donate: tuple[int, ...]):
     jitted = jax.jit(
         function, in_shardings=in_shardings, out_shardings=out_shardings, donate_argnums=donate
     )
-
-    def call(*args):
-        with sharding.activate():
-            return jitted(*args)
-
-    return call
+    return _Jitted(jitted, sharding)
