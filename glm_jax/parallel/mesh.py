@@ -4,6 +4,7 @@ import math
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
 from glm_jax.config import MeshConfig
@@ -16,15 +17,36 @@ AXES = ("data", "fsdp", "context", "model")
 def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
     """A mesh of all devices with the configured sizes; one size may be -1.
 
+    Devices that are neighbours on a TPU's network are neighbours on the mesh. Slices of TPUs, which
+    a slower network joins, are told apart by `data` alone.
+
+    Args:
+      devices: of this machine, or described ones (`glm_jax.planning.topologies`); None: all of this
+        machine.
+
     Raises:
-      UserError: the sizes do not multiply to the number of devices.
+      UserError: the sizes do not multiply to the number of devices, or `data` is no multiple of the
+        number of slices.
     """
     devices = jax.devices() if devices is None else devices
     sizes = _fill_in([getattr(config, axis) for axis in AXES], len(devices))
-    axis_types = (AxisType.Auto,) * len(AXES)
-    if len(devices) == jax.device_count():
-        return jax.make_mesh(sizes, AXES, axis_types=axis_types, devices=devices)
-    return Mesh(np.asarray(devices).reshape(sizes), AXES, axis_types=axis_types)
+    return Mesh(_arrange(sizes, devices), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _arrange(sizes: tuple[int, ...], devices: list[jax.Device]) -> np.ndarray:
+    if len(devices) < jax.device_count() and devices[0] in jax.devices():
+        return np.asarray(devices).reshape(sizes)  # a part of a torus is no torus
+    if devices[0].platform != "tpu":
+        return mesh_utils.create_device_mesh(sizes, devices)
+    num_slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if sizes[0] % num_slices:
+        raise UserError(f"config.mesh.data={sizes[0]} is no multiple of the {num_slices} slices")
+    inner = (sizes[0] // num_slices, *sizes[1:])
+    if num_slices == 1:
+        return mesh_utils.create_device_mesh(inner, devices, allow_split_physical_axes=True)
+    return mesh_utils.create_hybrid_device_mesh(
+        inner, (num_slices, 1, 1, 1), devices, allow_split_physical_axes=True
+    )
 
 
 def _fill_in(sizes: list[int], num_devices: int) -> tuple[int, ...]:
