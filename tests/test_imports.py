@@ -37,6 +37,7 @@ ALLOWED = {
     "hub": TEXT | {"folders", "layouts", "model", "objective"},
     "first_state": BASE | {"tokenizer", "parallel", "training", "layouts", "hub"},
     "almanac": BASE | {"cli", "folders", "language"},
+    "planning": BASE | {"parallel", "model", "training"},
 }
 VERBS = {"prepare", "train", "evaluate", "fill", "export", "report"}
 NO_JAX = {"objective", "config", "config_checks", "tokenizer", "documents", "language"}

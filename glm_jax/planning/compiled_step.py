@@ -1,0 +1,105 @@
+"""The training step, compiled for devices that need not exist."""
+
+import time
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from glm_jax.batch import Batch
+from glm_jax.config import Config
+from glm_jax.errors import UserError
+from glm_jax.parallel.sharding import Sharding, make_sharding
+from glm_jax.training.step import TrainState, make_train_step, state_shardings
+
+
+class Memory(NamedTuple):
+    """Bytes on each device, as the compiler laid them out."""
+
+    arguments: int  # the state and a batch
+    outputs: int  # the next state lies where the last one was
+    temporaries: int
+    generated_code: int
+    peak: int  # the most that lives at once, arguments among it
+
+
+class CompiledStep(NamedTuple):
+    lower_seconds: float
+    compile_seconds: float
+    memory: Memory
+    hlo: str  # text of the optimised program of one device
+
+
+def compile_step(config: Config, devices: list[jax.Device]) -> CompiledStep:
+    """Compiles a whole training step as `make_train_step` has it, its state donated.
+
+    Args:
+      config: with `model.vocab_size`.
+      devices: of this machine or of `described_devices`.
+
+    Raises:
+      UserError: the config does not fit the devices, or the step does not fit their memory (TPUs
+        only: for others the compiler does not say, and `Memory.peak` does).
+    """
+    _check(config)
+    sharding = make_sharding(config.mesh, devices)
+    step = make_train_step(config, sharding, max(1, len(config.data.sources)))
+    start = time.perf_counter()
+    lowered = step.lower(_abstract_state(config, sharding), _abstract_batch(config, sharding))
+    lowered_at = time.perf_counter()
+    compiled = _compile(lowered, devices[0])
+    compiled_at = time.perf_counter()
+    return CompiledStep(
+        lower_seconds=lowered_at - start,
+        compile_seconds=compiled_at - lowered_at,
+        memory=_memory(compiled),
+        hlo=compiled.as_text(),
+    )
+
+
+def _check(config: Config) -> None:
+    if config.model.vocab_size == 0:
+        raise UserError("config.model.vocab_size is 0, and there is no tokenizer here to tell it")
+
+
+def _compile(lowered: jax.stages.Lowered, device: jax.Device) -> jax.stages.Compiled:
+    try:
+        return lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        message = str(error)
+        if "RESOURCE_EXHAUSTED" not in message:
+            raise
+        raise UserError(
+            f"the step does not fit the memory of {device.device_kind}: {message.splitlines()[0]}"
+        ) from error
+
+
+def _abstract_state(config: Config, sharding: Sharding) -> TrainState:
+    shapes, shardings = state_shardings(config, sharding)
+    return jax.tree.map(
+        lambda x, laid: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=laid), shapes, shardings
+    )
+
+
+def _abstract_batch(config: Config, sharding: Sharding) -> Batch:
+    rows, length = config.training.batch_size, config.data.seq_length
+    if rows % (sharding.batch_size * config.training.accumulation_steps):
+        raise UserError(
+            f"config.training.batch_size {rows} is not divisible by {sharding.batch_size} devices "
+            f"with different rows x accumulation_steps {config.training.accumulation_steps}"
+        )
+    dtypes = Batch(*[jnp.int32] * len(Batch._fields))._replace(weights=jnp.float32)
+    return jax.tree.map(
+        lambda dtype: jax.ShapeDtypeStruct((rows, length), dtype, sharding=sharding.batch), dtypes
+    )
+
+
+def _memory(compiled: jax.stages.Compiled) -> Memory:
+    stats = compiled.memory_analysis()
+    return Memory(
+        arguments=stats.argument_size_in_bytes,
+        outputs=stats.output_size_in_bytes,
+        temporaries=stats.temp_size_in_bytes,
+        generated_code=stats.generated_code_size_in_bytes,
+        peak=stats.peak_memory_in_bytes,
+    )

@@ -1,0 +1,35 @@
+"""What is refused before anything is compiled."""
+
+import jax
+import pytest
+
+from glm_jax.config import from_dict
+from glm_jax.errors import UserError
+from glm_jax.planning.compiled_step import compile_step
+from glm_jax.planning.topologies import described_devices
+
+
+@pytest.mark.parametrize(
+    ("name", "num_slices"),
+    [("v5e", 1), ("v9:4x4", 1), ("v5e:4", 1), ("h200:9", 1), ("h200:8", 2), ("v5e:4x4", 0)],
+)
+def test_an_unknown_topology_is_one_line_with_the_known_ones(name, num_slices):
+    with pytest.raises(UserError, match=f"topology {name}.* is not known; known.*v5e:4x4"):
+        described_devices(name, num_slices)
+
+
+def test_a_missing_compiler_is_named(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match="v5p:4x4x4 needs libtpu: pip install libtpu"):
+        described_devices("v5p:4x4x4")
+    with pytest.raises(UserError, match=r"h200:8 needs JAX for CUDA: pip install 'jax\[cuda13\]'"):
+        described_devices("h200:8")
+
+
+def test_a_batch_that_does_not_divide_and_an_unknown_vocabulary_are_refused():
+    values = {"training": {"batch_size": 6}, "optimizer": {"warmup_steps": 1}}
+    with pytest.raises(UserError, match="vocab_size is 0"):
+        compile_step(from_dict(values), jax.devices())
+    config = from_dict(values | {"model": {"vocab_size": 64}})
+    with pytest.raises(UserError, match="batch_size 6 is not divisible by 4 devices"):
+        compile_step(config, jax.devices())
