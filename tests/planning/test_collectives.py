@@ -1,0 +1,158 @@
+"""What is counted in the text of a compiled program: snippets, and the step on four CPU devices."""
+
+import jax
+import pytest
+
+from glm_jax.config import from_dict
+from glm_jax.planning.collectives import Collective, census, fsdp_minimum, layer_traffic
+from glm_jax.planning.compiled_step import compile_step
+
+
+def entry(*lines: str) -> str:
+    return "\n".join(["ENTRY %main (p: f32[8,16]) -> f32[8,16] {", *lines, "}"])
+
+
+ARGUMENT = "  %p = f32[8,16]{1,0} parameter(0)"  # 512 bytes
+
+
+@pytest.mark.parametrize(
+    ("kind", "sent"),
+    [
+        ("all-gather", 512 * 3),
+        ("all-reduce", 512 * 2 * 3 // 4),
+        ("reduce-scatter", 512 * 3 // 4),
+        ("all-to-all", 512 * 3 // 4),
+    ],
+)
+@pytest.mark.parametrize(
+    "groups",
+    [
+        "{{0,1,2,3},{4,5,6,7}}",
+        "[2,4]<=[8]",
+        "mesh['data'=2,'fsdp'=4] {'fsdp'}",
+        "mesh['a'=2,'b'=2,'c'=2] {'a','b'}",
+    ],
+)
+def test_bytes_on_a_ring_of_four(kind, sent, groups):
+    line = f"  %x = f32[8,16]{{1,0:T(8,128)}} {kind}(%p), replica_groups={groups}, dimensions={{0}}"
+    assert census(entry(ARGUMENT, line)) == [Collective(kind, "f32[8,16]", 4, sent, ())]
+
+
+def test_start_and_done_are_one():
+    text = entry(
+        ARGUMENT,
+        "  %s = (f32[8,16]{1,0}, f32[32,16]{1,0}) all-gather-start(%p), replica_groups=[1,4]<=[4]",
+        "  %d = f32[32,16]{1,0} all-gather-done(%s)",
+        "  %t = ((f32[8,16]), f32[8,16], u32[]) collective-permute-start(%p), "
+        "source_target_pairs={{0,1},{1,2},{2,0}}",
+        "  ROOT %e = f32[8,16]{1,0} collective-permute-done(%t)",
+    )
+    found = [(c.kind, c.group_size, c.bytes) for c in census(text)]
+    assert found == [("all-gather", 4, 1536), ("collective-permute", 3, 512)]
+
+
+def test_one_device_sends_nothing():
+    line = "  ROOT %x = f32[8,16] all-reduce(%p), replica_groups={{0},{1}}, to_apply=%sum"
+    assert census(entry(ARGUMENT, line)) == []
+
+
+LOOP_BODY = """\
+%body (t: (s32[], f32[8,16])) -> (s32[], f32[8,16]) {
+  %t = (s32[], f32[8,16]{1,0}) parameter(0)
+  %i = s32[] get-tuple-element(%t), index=0
+  %x = f32[8,16]{1,0} get-tuple-element(%t), index=1
+  %two = s32[] constant(2)
+  %next = s32[] add(%two, %i)
+  %y = f32[8,16]{1,0} all-reduce(%x), replica_groups=[1,2]<=[2], to_apply=%sum
+  ROOT %out = (s32[], f32[8,16]{1,0}) tuple(%next, %y)
+}
+
+%condition (t: (s32[], f32[8,16])) -> pred[] {
+  %limit = s32[] constant(9)
+  %t = (s32[], f32[8,16]{1,0}) parameter(0)
+  %i = s32[]{:T(128)} get-tuple-element(%t), index=0
+  ROOT %less = pred[] compare(%i, %limit), direction=LT
+}
+"""
+LOOP = "  ROOT %l = (s32[], f32[8,16]{1,0}) while(%t), condition=%condition, body=%body"
+
+
+def times_in_loop(first: str, annotation: str = "") -> list[tuple]:
+    counter = f"  %first = s32[] {first}"
+    both = "  %t = (s32[], /*index=1*/f32[8,16]{1,0}) tuple(%first, %p)"
+    return [
+        (c.loops, c.times, c.total_bytes)
+        for c in census(LOOP_BODY + entry(ARGUMENT, counter, both, LOOP + annotation))
+    ]
+
+
+def test_loops_multiply():
+    assert times_in_loop("constant(1)") == [((4,), 4, 4 * 512)]  # 1, 3, 5, 7
+    annotated = ', backend_config={"known_trip_count":{"n":"7"}}'
+    assert times_in_loop("constant(1)", annotated) == [((7,), 7, 7 * 512)]
+
+
+def test_a_loop_whose_length_is_data_counts_once():
+    assert times_in_loop("get-dimension-size(%p)") == [((None,), 1, 512)]
+
+
+def test_a_collective_that_is_cut_into_fusions_counts_where_it_starts():
+    text = """\
+%start (a: f32[8,16]) -> (f32[8,16], f32[32,16]) {
+  %a = f32[8,16]{1,0} parameter(0)
+  %g.1 = f32[32,16]{1,0} all-gather(%a), replica_groups=[1,4]<=[4], attributes={chain_id="1"}
+  ROOT %c = (f32[8,16], f32[32,16]) custom-call(%g.1), custom_call_target="AsyncCollectiveStart"
+}
+
+%middle (a: f32[8,16]) -> f32[32,16] {
+  %a = f32[8,16]{1,0} parameter(0)
+  ROOT %g.2 = f32[32,16]{1,0} all-gather(%a), replica_groups=[1,4]<=[4], attributes={chain_id="1"}
+}
+
+%end (a: f32[8,16]) -> f32[32,16] {
+  %a = f32[8,16]{1,0} parameter(0)
+  %g.3 = f32[32,16]{1,0} all-gather(%a), replica_groups=[1,4]<=[4], attributes={chain_id="1"}
+  ROOT %c = f32[32,16] custom-call(%a, %g.3), custom_call_target="AsyncCollectiveDone"
+}
+"""
+    text += entry(
+        ARGUMENT,
+        "  %f.1 = (f32[8,16], f32[32,16]) fusion(%p), kind=kCustom, calls=%start",
+        "  %f.2 = f32[32,16]{1,0} fusion(%p), kind=kOutput, calls=%middle",
+        "  %f.3 = f32[32,16]{1,0} fusion(%p), kind=kCustom, calls=%end",
+    )
+    assert [c.total_bytes for c in census(text)] == [1536]
+
+
+def test_layers_are_the_loops_of_their_number():
+    inside = Collective("all-gather", "bf16[4]", 4, 100, (3, 2))
+    outside = Collective("all-gather", "bf16[4]", 4, 100, (2,))
+    traffic = layer_traffic([inside, inside, outside], 3, minimum=300)
+    assert (traffic.by_kind, traffic.total) == ({"all-gather": 400}, 400)
+
+
+@pytest.mark.slow
+@pytest.mark.multidevice
+def test_the_step_on_four_devices_gathers_every_weight_twice():
+    layers, hidden, mlp = 3, 32, 64
+    model = {"num_layers": layers, "hidden_dim": hidden, "mlp_dim": mlp, "num_heads": 4}
+    model |= {"vocab_size": 64, "max_positions": 16, "dtype": "float32", "remat": "full"}
+    config = from_dict(
+        {
+            "model": model,
+            "data": {"seq_length": 16},
+            "training": {"batch_size": 8},
+            "optimizer": {"warmup_steps": 1},
+            "mesh": {"data": 1, "fsdp": 4, "rules": "fsdp"},
+        }
+    )
+    step = compile_step(config, jax.devices())
+    weights = 4 * (4 * hidden * hidden + 2 * hidden * mlp)
+    traffic = layer_traffic(census(step.hlo), layers, fsdp_minimum(weights, 4))
+    vectors = 4 * hidden * 6  # scales and biases along the hidden size: norms', out's and down's
+    # The CPU compiler scatters no gradient: it sums them all on every device.
+    biases = 4 * (3 * hidden + mlp)
+    assert traffic.by_kind["all-reduce"] == 2 * (weights + vectors + biases) * 3 // 4
+    gathers = traffic.by_kind["all-gather"]
+    assert 2 * weights * 3 // 4 < gathers <= 2 * (weights + 2 * vectors) * 3 // 4
+    assert step.memory.arguments > 3 * layers * weights / 4  # parameters and two moments
