@@ -16,8 +16,12 @@ KINDS = (
     "ragged-all-to-all",
     "collective-permute",
     "collective-broadcast",
+    "send",
 )
-"""The names of XLA's collectives; asynchronous ones end in `-start` and `-done`."""
+"""XLA's names; asynchronous collectives end in `-start` and `-done`.
+
+`send` is what a device hands to the network between slices of TPUs, for a sum over slices.
+"""
 
 _CALLERS = ("while", "conditional", "call", "fusion", "async-start")
 
@@ -92,7 +96,7 @@ def _sent(kind: str, operand: int, group: int) -> int:
 
     That paper: "Collective communication: theory, practice, and experience", section 4.
     """
-    if kind in ("collective-permute", "collective-broadcast"):
+    if kind in ("collective-permute", "collective-broadcast", "send"):
         return operand
     if kind == "all-gather":
         return operand * (group - 1)
@@ -110,6 +114,8 @@ def _group_size(text: str) -> int:
         return math.prod(int(sizes[axis]) for axis in re.findall(r"'(\w+)'", found[2]))
     if found := re.search(r"source_target_pairs=\{(\{.*?\})\}", text):
         return found[1].count("{")
+    if found := re.search(r'_xla_megascale_target="\{([\d,]*)\}', text):
+        return len(found[1].split(","))
     return 1
 
 
@@ -125,22 +131,27 @@ class LayerTraffic(NamedTuple):
 
 
 def layer_traffic(collectives: list[Collective], num_layers: int, minimum: int) -> LayerTraffic:
-    """The traffic inside the loops over layers, which are those that run `num_layers` times."""
+    """The traffic inside the loops over layers.
+
+    Those run `num_layers` times, or once less where the compiler took one run out to overlap it.
+    """
     by_kind = Counter()
     for collective in collectives:
-        if num_layers in collective.loops:
-            by_kind[collective.kind] += collective.total_bytes // num_layers
+        runs = [runs for runs in collective.loops if runs in (num_layers, num_layers - 1)]
+        if runs:
+            by_kind[collective.kind] += collective.total_bytes // runs[0]
     return LayerTraffic(dict(by_kind), minimum)
 
 
-def fsdp_minimum(layer_bytes: int, group: int) -> int:
-    """Bytes that a device sends for one layer whose weights lie in `group` parts.
+def fsdp_minimum(layer_bytes: int, parts: int, copies: int = 1) -> int:
+    """Bytes that a device sends for one layer whose weights lie in `parts` parts, `copies` times.
 
     The weights are gathered for the forward pass and, as nobody keeps them, for the backward pass;
-    their gradient is scattered. (ZeRO stage 3, Rajbhandari et al. 2020, arXiv 1910.02054, section
-    7.2.2.)
+    their gradient is scattered (ZeRO stage 3, Rajbhandari et al. 2020, arXiv 1910.02054, section
+    7.2.2), and its parts are summed over the copies.
 
     Args:
       layer_bytes: of the layer's weights in the dtype of the matrix products.
     """
-    return 3 * layer_bytes * (group - 1) // group
+    inside = 3 * layer_bytes * (parts - 1) // parts
+    return inside + 2 * layer_bytes * (copies - 1) // (parts * copies)

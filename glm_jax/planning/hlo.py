@@ -1,5 +1,6 @@
 """Reads the text of a compiled XLA program: computations, instructions, and how often loops run."""
 
+import math
 import re
 from typing import NamedTuple
 
@@ -65,10 +66,10 @@ def shape_bytes(shape: str) -> int:
 
 
 def _array_bytes(dtype: str, dims: str) -> int:
+    if dtype == "token":
+        return 0
     bits = 8 if dtype == "pred" else int(re.search(r"\d+", dtype)[0])
-    size = 1
-    for dim in dims.split(","):
-        size *= int(dim) if dim else 1
+    size = math.prod(int(dim) for dim in dims.split(",") if dim)
     return -(-size * bits // 8)
 
 

@@ -51,6 +51,17 @@ def test_start_and_done_are_one():
     assert found == [("all-gather", 4, 1536), ("collective-permute", 3, 512)]
 
 
+def test_what_leaves_a_slice_is_sent():
+    text = entry(
+        ARGUMENT,
+        "  %token = token[] after-all()",
+        "  %s = (f32[8,16]{1,0}, u32[], token[]) send(%p, %token), is_host_transfer=true, "
+        'frontend_attributes={_xla_megascale_target="{1,2}x{0:15}"}',
+        "  %d = token[] send-done(%s)",
+    )
+    assert [(c.kind, c.group_size, c.bytes) for c in census(text)] == [("send", 2, 512)]
+
+
 def test_one_device_sends_nothing():
     line = "  ROOT %x = f32[8,16] all-reduce(%p), replica_groups={{0},{1}}, to_apply=%sum"
     assert census(entry(ARGUMENT, line)) == []
@@ -125,10 +136,18 @@ def test_a_collective_that_is_cut_into_fusions_counts_where_it_starts():
 
 
 def test_layers_are_the_loops_of_their_number():
-    inside = Collective("all-gather", "bf16[4]", 4, 100, (3, 2))
+    gather = Collective("all-gather", "bf16[4]", 4, 100, (2, 6, 5))
+    reduce = Collective("all-reduce", "bf16[4]", 4, 10, (5,))  # of six runs one was taken out
     outside = Collective("all-gather", "bf16[4]", 4, 100, (2,))
-    traffic = layer_traffic([inside, inside, outside], 3, minimum=300)
-    assert (traffic.by_kind, traffic.total) == ({"all-gather": 400}, 400)
+    traffic = layer_traffic([gather, reduce, outside], 6, minimum=300)
+    assert traffic.by_kind == {"all-gather": 1000, "all-reduce": 10}
+    assert traffic.total == 1010
+
+
+def test_the_minimum_is_two_gathers_a_scatter_and_the_sum_over_copies():
+    assert fsdp_minimum(1600, 1) == 0
+    assert fsdp_minimum(1600, 16) == 3 * 1500
+    assert fsdp_minimum(1600, 16, copies=2) == 3 * 1500 + 100
 
 
 @pytest.mark.slow
