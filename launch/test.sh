@@ -34,9 +34,16 @@ install_beam() {
     python-dateutil==2.9.0.post0 pytz==2026.6 zstandard==0.25.0
 }
 
+# The compiler for TPUs that goes with the pinned jax (its extra `tpu`). Beside the other packages, as
+# with it among them jax would look for TPUs in every test.
+install_libtpu() {
+  (install_beside libtpu "libtpu, the compiler for TPUs" libtpu==0.0.42.1) ||
+    say "without libtpu the tests that compile for TPUs are skipped"
+}
+
 ensure_venv "test,torch"
 cd "$ROOT"
-selected="not slow and not multidevice"
+selected="not slow and not multidevice and not aot"
 arguments=()
 for argument in "$@"; do
   if [ "$argument" = "--all" ]; then
@@ -46,6 +53,7 @@ for argument in "$@"; do
     arguments=(-n 2 --dist worksteal ${arguments[@]+"${arguments[@]}"})
     install_oldest_transformers
     install_beam
+    install_libtpu
   else
     arguments+=("$argument")
   fi

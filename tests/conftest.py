@@ -41,6 +41,15 @@ def fixtures() -> Path:
     return _FIXTURES
 
 
+@pytest.fixture
+def libtpu(monkeypatch):
+    """The compiler for TPUs, installed or beside the tests by `launch/test.sh --all`."""
+    monkeypatch.syspath_prepend(ROOT / ".cache" / "libtpu")
+    pytest.importorskip(
+        "libtpu", reason="libtpu, which compiles for TPUs, is absent: pip install -e '.[aot]'"
+    )
+
+
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory) -> Path:
     """A small almanac in both languages, as one JSONL file."""

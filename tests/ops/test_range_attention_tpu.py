@@ -13,6 +13,7 @@ from glm_jax.errors import UserError
 from glm_jax.ops.block_bounds import compute_bounds
 from glm_jax.ops.range_attention import block_bounds, range_attention
 from glm_jax.ops.range_attention_tpu import tpu_attention
+from glm_jax.planning.topologies import described_devices
 
 
 def interpreted(block_q, block_k):
@@ -73,16 +74,13 @@ def test_head_size_that_does_not_fit_is_one_line():
         tpu_attention(q, k, v, ranges, ranges, bounds)
 
 
-@pytest.mark.slow
+@pytest.mark.aot
+@pytest.mark.usefixtures("libtpu")
 @pytest.mark.parametrize("dim", [64, 128])
 @pytest.mark.parametrize("block", [256, 512])
 @pytest.mark.parametrize("topology", ["v5e:4x4", "v5p:4x4x4", "v6e:8x8"])
-def test_compiles_ahead_of_time(topology, block, dim, monkeypatch):
-    pytest.importorskip("libtpu", reason="compiling for a TPU needs libtpu: pip install libtpu")
-    monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
-    from jax.experimental import topologies
-
-    devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+def test_compiles_ahead_of_time(topology, block, dim):
+    devices = described_devices(topology)
     mesh = Mesh(np.asarray(devices).reshape(1, -1, 2), ("data", "fsdp", "model"))
     batch, length, heads, kv_heads = mesh.shape["fsdp"], 2048, 8, 4
 
@@ -101,14 +99,11 @@ def test_compiles_ahead_of_time(topology, block, dim, monkeypatch):
     assert compiled.as_text().count("tpu_custom_call") == 3  # forward, dq, dk and dv
 
 
-@pytest.mark.slow
+@pytest.mark.aot
+@pytest.mark.usefixtures("libtpu")
 @pytest.mark.parametrize("length", [100, 700])
-def test_default_blocks_compile_for_any_length(length, monkeypatch):
-    pytest.importorskip("libtpu", reason="compiling for a TPU needs libtpu: pip install libtpu")
-    monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
-    from jax.experimental import topologies
-
-    devices = topologies.get_topology_desc(platform="tpu", topology_name="v5e:4x4").devices
+def test_default_blocks_compile_for_any_length(length):
+    devices = described_devices("v5e:4x4")
     mesh = Mesh(np.asarray(devices[:1]), ("data",))
 
     def attend(q, k, start, end):
