@@ -104,19 +104,20 @@ def _sent(kind: str, operand: int, group: int) -> int:
 
 
 def _group_size(text: str) -> int:
-    """Devices in a replica group, in each of the ways in which XLA writes them."""
+    """Devices in a group, in each of the ways in which XLA writes them."""
     if found := re.search(r"replica_groups=\{\{([\d,]*)\}", text):
         return len(found[1].split(","))
     if found := re.search(r"replica_groups=\[\d+,(\d+)\]", text):
         return int(found[1])
-    if found := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", text):
+    if found := re.search(r"replica_groups=mesh\[([^\]]*)\].*?\{([^}]*)\}", text):
         sizes = dict(re.findall(r"'(\w+)'=(\d+)", found[1]))
-        return math.prod(int(sizes[axis]) for axis in re.findall(r"'(\w+)'", found[2]))
+        axes = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", found[2])  # 'a':(2)4 is a part of a
+        return math.prod(int(part or sizes[axis]) for axis, part in axes)
     if found := re.search(r"source_target_pairs=\{(\{.*?\})\}", text):
         return found[1].count("{")
     if found := re.search(r'_xla_megascale_target="\{([\d,]*)\}', text):
         return len(found[1].split(","))
-    return 1
+    raise ValueError(f"a collective without groups that are known here: {text}")
 
 
 class LayerTraffic(NamedTuple):

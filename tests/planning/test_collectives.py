@@ -31,11 +31,19 @@ ARGUMENT = "  %p = f32[8,16]{1,0} parameter(0)"  # 512 bytes
         "[2,4]<=[8]",
         "mesh['data'=2,'fsdp'=4] {'fsdp'}",
         "mesh['a'=2,'b'=2,'c'=2] {'a','b'}",
+        "mesh['a'=4,'b'=2], device_ids=([2,4]T(1,0)) {'a'}",
+        "mesh['a'=2,'b'=8] {'a','b':(1)2}",
     ],
 )
 def test_bytes_on_a_ring_of_four(kind, sent, groups):
     line = f"  %x = f32[8,16]{{1,0:T(8,128)}} {kind}(%p), replica_groups={groups}, dimensions={{0}}"
     assert census(entry(ARGUMENT, line)) == [Collective(kind, "f32[8,16]", 4, sent, ())]
+
+
+def test_groups_of_an_unknown_kind_are_an_error():
+    line = "  ROOT %x = f32[8,16] all-reduce(%p), replica_groups={}, to_apply=%sum"
+    with pytest.raises(ValueError, match=r"groups that are known here: .*replica_groups=\{\}"):
+        census(entry(ARGUMENT, line))
 
 
 def test_start_and_done_are_one():
