@@ -90,7 +90,7 @@ def _abstract_batch(config: Config, sharding: Sharding) -> Batch:
         )
     dtypes = Batch(*[jnp.int32] * len(Batch._fields))._replace(weights=jnp.float32)
     return jax.tree.map(
-        lambda dtype: jax.ShapeDtypeStruct((rows, length), dtype, sharding=sharding.batch), dtypes
+        lambda dtype: jax.ShapeDtypeStruct((rows, length), dtype, sharding=sharding.slots), dtypes
     )
 
 
