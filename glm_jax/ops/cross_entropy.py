@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
 from glm_jax.ops.mesh_axes import check_divisible
+from glm_jax.ops.weight_exchange import gather, sum_parts
 
 _MAX_CHUNK, _CHUNK_STEP = 1024, 256
 
@@ -167,7 +168,7 @@ def _local_sums(options, with_gradients, hidden, kernel, targets, weights):
     order = _targets_first(tokens[2], chunk)
     head = kernel.astype(hidden.dtype)
     if options.kernel_axes:
-        head = jax.lax.all_gather(head, options.kernel_axes, axis=0, tiled=True)
+        head = gather(head, options.mesh, options.kernel_axes, 0)
 
     def add_chunk(index, sums: _Sums) -> _Sums:
         rows = jax.lax.dynamic_slice_in_dim(order, index * chunk, chunk)
@@ -196,7 +197,7 @@ def _local_sums(options, with_gradients, hidden, kernel, targets, weights):
     )
     if not with_gradients:
         return sums
-    d_kernel = _reduce_kernel_gradient(sums.d_kernel, options.token_axes, options.kernel_axes)
+    d_kernel = _reduce_kernel_gradient(options, sums.d_kernel)
     return sums._replace(
         d_hidden=sums.d_hidden.reshape(hidden.shape), d_kernel=d_kernel.astype(kernel.dtype)
     )
@@ -285,11 +286,12 @@ def _add_outer(total, x, d_logits):
     return jax.lax.fori_loop(0, width // block, add_block, total)
 
 
-def _reduce_kernel_gradient(d_kernel, token_axes, kernel_axes):
+def _reduce_kernel_gradient(options, d_kernel):
     """Sum over the devices that hold other tokens; what was gathered is scattered."""
-    if kernel_axes:
-        d_kernel = jax.lax.psum_scatter(d_kernel, kernel_axes, scatter_dimension=0, tiled=True)
-    return _psum(d_kernel, tuple(axis for axis in token_axes if axis not in kernel_axes))
+    if options.kernel_axes:
+        d_kernel = sum_parts(d_kernel, options.mesh, options.kernel_axes, 0)
+    rest = (axis for axis in options.token_axes if axis not in options.kernel_axes)
+    return _psum(d_kernel, tuple(rest))
 
 
 def _first_column(logits, vocab_axis):

@@ -18,11 +18,13 @@ def embedding_lookup(
     parts, and they exchange results, which are less than a table. The gradient of a row is summed
     in the dtype of the table: in bfloat16 that of a frequent token would stop growing.
 
+    An index past the table gives NaN, which a training step takes for a bad one.
+
     Args:
       layout: how the table lies; None if it is on one device.
     """
     if layout is None:
-        return table[index].astype(dtype)
+        return jnp.take(table, index, axis=0).astype(dtype)
     row_axes, width_axes = ([a for a in axes if layout.mesh.shape[a] > 1] for axes in layout.split)
     split_by = _token_axes(layout.mesh, index)
     sequence = [axis for axis, dimension in split_by.items() if dimension == 1]
@@ -63,9 +65,12 @@ def _token_axes(mesh, index) -> dict[str, int]:
 
 
 def _own_rows(table, index, row_axes):
-    """Rows of this device's part of a table; zeros for those of others."""
+    """Rows of this device's part of a table; zeros for those of others, NaN for those of none."""
     if not row_axes:
-        return table[index]
+        return jnp.take(table, index, axis=0)
+    devices = jax.lax.axis_size(tuple(row_axes))
     own = index - jax.lax.axis_index(tuple(row_axes)) * table.shape[0]
     is_own = (own >= 0) & (own < table.shape[0])
-    return jnp.where(is_own[..., None], jnp.take(table, own, axis=0, mode="clip"), 0)
+    of_others = jnp.where((index >= 0) & (index < devices * table.shape[0]), 0, jnp.nan)
+    rows = jnp.take(table, own, axis=0, mode="clip")
+    return jnp.where(is_own[..., None], rows, of_others[..., None].astype(table.dtype))

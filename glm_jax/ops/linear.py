@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
+from glm_jax.ops.weight_exchange import gather, sum_parts
 from glm_jax.parallel.sharding import BATCH_AXES, SEQUENCE_AXIS, TOKEN_AXES, WeightLayout
 
 
@@ -62,15 +63,14 @@ def _gather(x, layout):
     if layout is None or not any(_gathered(layout, axes) for axes in layout.split):
         return x
 
-    def gather(part):
+    def gather_axes(part):
         for axis, mesh_axes in enumerate(layout.split):
-            if names := _gathered(layout, mesh_axes):
-                part = jax.lax.all_gather(part, names, axis=axis, tiled=True)
+            part = gather(part, layout.mesh, _gathered(layout, mesh_axes), axis)
         return part
 
     stored, whole = PartitionSpec(*layout.split), PartitionSpec(*map(_kept, layout.split))
     return jax.shard_map(
-        gather, mesh=layout.mesh, in_specs=stored, out_specs=whole, check_vma=False
+        gather_axes, mesh=layout.mesh, in_specs=stored, out_specs=whole, check_vma=False
     )(x)
 
 
@@ -90,9 +90,9 @@ def _kernel_gradient(x, d_y, num_inputs, layout):
         gradient = multiply(x, d_y)
         rest = _split_axes(layout, TOKEN_AXES)
         for axis, mesh_axes in enumerate(layout.split):
-            if names := _gathered(layout, mesh_axes):
-                gradient = jax.lax.psum_scatter(gradient, names, scatter_dimension=axis, tiled=True)
-                rest = tuple(name for name in rest if name not in names)
+            names = _gathered(layout, mesh_axes)
+            gradient = sum_parts(gradient, layout.mesh, names, axis)
+            rest = tuple(name for name in rest if name not in names)
         return jax.lax.psum(gradient, rest) if rest else gradient
 
     kept = tuple(map(_kept, layout.split))

@@ -1,6 +1,7 @@
 """Products and lookups with parameters split over a mesh, against the same on one device."""
 
 import functools
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 from glm_jax.config import MeshConfig
+from glm_jax.ops import weight_exchange
 from glm_jax.ops.embedding import embedding_lookup
 from glm_jax.ops.linear import linear
 from glm_jax.parallel.sharding import active_layout, make_sharding
@@ -62,6 +64,19 @@ def test_linear(sizes, axes, shape, num_inputs):
     compare(sharding, here, lambda x, w: jnp.tensordot(x, w, num_inputs), (x, kernel), d_y)
 
 
+@pytest.mark.multidevice
+def test_two_stages_are_one(monkeypatch):
+    """As on TPUs: along a line of the torus, and across the lines."""
+    chips = [SimpleNamespace(platform="tpu", coords=(x, y, 0)) for x in (0, 1) for y in (0, 1)]
+    torus = SimpleNamespace(
+        shape={"fsdp": 4}, axis_names=("fsdp",), devices=np.array(chips, dtype=object)
+    )
+    stages = weight_exchange._stages(torus, ("fsdp",))
+    assert [stage.groups for stage in stages] == [[[0, 2], [1, 3]], [[0, 1], [2, 3]]]
+    monkeypatch.setattr(weight_exchange, "_stages", lambda mesh, names: stages if names else [])
+    test_linear({"data": 1, "fsdp": 4}, ("embed", "mlp"), (8, 12), 1)
+
+
 def test_gradient_of_a_kernel_is_accumulated_in_float32():
     """4,096 tokens that each add one: in bfloat16 the sum would stop at 256."""
     x, kernel = jnp.ones((1, 4096, 1), jnp.bfloat16), jnp.ones((1, 1))
@@ -99,6 +114,20 @@ def test_single_tokens_are_looked_up_where_rows_are_shared():
     with sharding.activate():
         rows = jax.jit(lambda t: embedding_lookup(t, index, jnp.float32, layout))(table)
     np.testing.assert_array_equal(rows[:, 0], table[:4])
+
+
+@pytest.mark.multidevice
+@pytest.mark.parametrize("sizes", MESHES, ids=str)
+def test_an_index_past_the_table_is_not_a_number(sizes):
+    sharding, layout = layout_on(sizes, ("vocab", "embed"), (12, 8))
+    (table,) = arrays((12, 8))
+    index = jnp.full((4, 6), 3).at[1, 2].set(12)
+    with sharding.activate():
+        rows = jax.jit(lambda t: embedding_lookup(t, index, jnp.float32, layout))(table)
+    expected = np.zeros((4, 6), bool)
+    expected[1, 2] = True
+    np.testing.assert_array_equal(np.isnan(rows).all(-1), expected)
+    np.testing.assert_array_equal(np.isnan(rows).any(-1), expected)
 
 
 def test_gradient_of_a_frequent_token_does_not_stop_growing():
