@@ -1,0 +1,74 @@
+"""The training step compiled for pods: its memory, what layers send, its kernel.
+
+One pod has the 1.3B model in full. For the others the model is narrow and its rows short, as the
+time of a compilation grows with both. `benchmarks/pods.py` compiles all of them in full.
+"""
+
+from typing import NamedTuple
+
+import pytest
+
+from glm_jax.config import Config, from_dict
+from glm_jax.planning.collectives import census, fsdp_minimum, layer_traffic
+from glm_jax.planning.compiled_step import compile_step
+from glm_jax.planning.topologies import described_devices
+from glm_jax.training.flops import model_costs
+
+GLM_1B3 = {"num_layers": 24, "hidden_dim": 2048, "num_heads": 16, "mlp_dim": 8192}
+GLM_1B3 |= {"vocab_size": 65_024, "max_positions": 2048}
+NARROW = {"num_layers": 6, "hidden_dim": 512, "num_heads": 4, "mlp_dim": 2048}
+NARROW |= {"vocab_size": 8192, "max_positions": 512}
+MIB = 2**20
+
+
+class Pod(NamedTuple):
+    """What libtpu 0.0.42.1 with jax 0.10.2 made of the step; figures may grow by `TOLERANCE`."""
+
+    topology: str
+    num_slices: int
+    data: int  # of the mesh; fsdp has the other devices
+    model: dict
+    peak_mib: float
+    kinds: set[str]  # of at least 1 % of what a layer sends
+    over_minimum: float  # what a layer sends, in units of `fsdp_minimum`
+    kernels: int  # forward, forward again for the gradients, dq, dk and dv
+
+
+TOLERANCE = 1.05
+PODS = [
+    # Some products send the parts of their weights, or of the gradient, around a ring as they go.
+    Pod("v5e:4x4", 1, 1, GLM_1B3, 3466, {"collective-permute", "all-gather"}, 1.104, 4),
+    # The last of the backward runs is taken out of its loop, and has kernels of its own.
+    Pod("v5e:4x4", 2, 2, NARROW, 101.9, {"all-gather", "all-reduce", "send"}, 1.331, 7),
+    # With fsdp over all three sides of the torus the gathers would be all-reduces.
+    Pod("v5p:4x4x4", 1, 4, NARROW, 81.4, {"all-gather", "all-reduce"}, 1.327, 4),
+    Pod("v6e:8x8", 1, 1, NARROW, 70.5, {"all-reduce"}, 2.005, 4),
+]
+
+
+@pytest.mark.aot
+@pytest.mark.usefixtures("libtpu")
+@pytest.mark.parametrize("pod", PODS, ids=lambda pod: f"{pod.topology}x{pod.num_slices}")
+def test_memory_and_traffic_stay_as_recorded(pod):
+    devices = described_devices(pod.topology, pod.num_slices)
+    config = configured(pod, len(devices))
+    step = compile_step(config, devices)
+    layers = config.model.num_layers
+    weights = 2 * model_costs(config.model).layer_weights // layers  # bytes in bfloat16
+    minimum = fsdp_minimum(weights, len(devices) // pod.data, pod.data)
+    traffic = layer_traffic(census(step.hlo), layers, minimum)
+    kinds = {kind for kind, sent in traffic.by_kind.items() if sent > 0.01 * traffic.total}
+    assert (kinds, step.hlo.count('"tpu_custom_call"')) == (pod.kinds, pod.kernels)
+    assert minimum < traffic.total < TOLERANCE * pod.over_minimum * minimum
+    assert step.memory.arguments < step.memory.peak < TOLERANCE * pod.peak_mib * MIB
+
+
+def configured(pod: Pod, num_devices: int) -> Config:
+    return from_dict(
+        {
+            "model": pod.model | {"remat": "full"},
+            "data": {"seq_length": pod.model["max_positions"]},
+            "training": {"batch_size": 4 * num_devices, "steps": 10_000},
+            "mesh": {"data": pod.data, "fsdp": -1, "rules": "fsdp"},
+        }
+    )
