@@ -56,7 +56,6 @@ setup(
     extras_require={
         "tpu": ["jax[tpu]>=0.10.2,<0.12"],
         "cuda": ["jax[cuda13]>=0.10.2,<0.12"],
-        "aot": ["jax[tpu]>=0.10.2,<0.12"],  # with the libtpu that fits; another may not
         "torch": TORCH,
         "tensorboard": ["tensorboardX>=2.6.5,<3"],
         "beam": ["apache-beam>=2.77.0,<3"],

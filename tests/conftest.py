@@ -46,7 +46,7 @@ def libtpu(monkeypatch):
     """The compiler for TPUs, installed or beside the tests by `launch/test.sh --all`."""
     monkeypatch.syspath_prepend(ROOT / ".cache" / "libtpu")
     pytest.importorskip(
-        "libtpu", reason="libtpu, which compiles for TPUs, is absent: pip install -e '.[aot]'"
+        "libtpu", reason="libtpu, which compiles for TPUs, is absent: pip install -e '.[tpu]'"
     )
 
 

@@ -38,7 +38,7 @@ def described_devices(name: str, num_slices: int = 1) -> list[jax.Device]:
 
 def _tpus(name: str, generation: str, num_slices: int) -> list[jax.Device]:
     if not importlib.util.find_spec("libtpu"):
-        raise UserError(f"compiling for {name} needs libtpu: pip install libtpu")
+        raise UserError(f"compiling for {name} needs libtpu: pip install 'jax[tpu]'")
     # No chip is opened, so there is no metadata server to ask for its place in a pod, and no need
     # to keep other processes out.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")

@@ -20,7 +20,7 @@ def test_an_unknown_topology_is_one_line_with_the_known_ones(name, num_slices):
 
 def test_a_missing_compiler_is_named(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(UserError, match="v5p:4x4x4 needs libtpu: pip install libtpu"):
+    with pytest.raises(UserError, match=r"v5p:4x4x4 needs libtpu: pip install 'jax\[tpu\]'"):
         described_devices("v5p:4x4x4")
     with pytest.raises(UserError, match=r"h200:8 needs JAX for CUDA: pip install 'jax\[cuda13\]'"):
         described_devices("h200:8")
