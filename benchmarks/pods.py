@@ -1,7 +1,7 @@
 """The training step compiled for pods without any: memory, collectives, least time. Never run.
 
-    python benchmarks/pods.py
-    python benchmarks/pods.py --only=v5e:4x4
+    JAX_PLATFORMS=cpu python benchmarks/pods.py
+    JAX_PLATFORMS=cpu python benchmarks/pods.py --only=v5e:4x4
 
 Needs the package that compiles for the devices: libtpu, or JAX for CUDA; a pod whose package is
 absent says so and the others go on. Models are GLM 2021 at the sizes below, in bfloat16 with
