@@ -50,6 +50,7 @@ PODS = [
     Pod("v5p:4x4x4", 1, 4, "1.3B", 4),
     Pod("v5e:8x8", 1, 1, "10B", 2),
     Pod("h200:8", 1, 1, "1.3B", 16),
+    Pod("h200:8", 1, 1, "10B", 4),
 ]
 
 COLUMNS = (
@@ -122,7 +123,7 @@ def describe(
         f"{traffic.total / MB:.0f}",
         f"{traffic.total / minimum:.2f}",
         kinds,
-        str(step.hlo.count('custom_call_target="tpu_custom_call"')),
+        str(step.num_kernels),
         ", ".join(f"{1e3 * s:.0f}" for s in (bound.compute, bound.memory, bound.network)),
         f"{100 * bound.mfu:.0f} %",
     )
