@@ -5,7 +5,7 @@ import re
 from typing import NamedTuple
 
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
-_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*)$")
+_INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*)$")
 _LAYOUT = re.compile(r"(?<=\])\{[^}]*\}")
 _COMMENT = re.compile(r"/\*.*?\*/")
 _ARRAY = re.compile(r"([a-z]+\d*\w*)\[([\d,]*)\]")
@@ -22,6 +22,7 @@ class Instruction(NamedTuple):
     op: str
     operands: tuple[str, ...]  # names
     text: str  # all after "op("
+    is_root: bool  # its value is that of the computation
 
     @property
     def called(self) -> tuple[str, ...]:
@@ -54,9 +55,9 @@ def parse(text: str) -> Program:
             current = computations[header[2]] = {}
             entry = header[2] if header[1] else entry
         elif found := _INSTRUCTION.match(_LAYOUT.sub("", _COMMENT.sub("", line))):
-            name, shape, op, rest = found.groups()
+            root, name, shape, op, rest = found.groups()
             operands = re.findall(r"%([\w.\-]+)", rest.partition(")")[0])
-            current[name] = Instruction(name, shape, op, tuple(operands), rest)
+            current[name] = Instruction(name, shape, op, tuple(operands), rest, bool(root))
     return Program(entry, computations)
 
 
@@ -83,7 +84,7 @@ def trip_count(program: Program, computation: Computation, loop: Instruction) ->
         return int(annotated[1])
     condition = program.computations[loop.attribute("condition")]
     body = program.computations[loop.attribute("body")]
-    test = _last(condition)
+    test = _root(condition)
     if test.op != "compare" or "direction=LT" not in test.text:
         return None
     index = _tuple_index(condition, test.operands[0])
@@ -91,12 +92,12 @@ def trip_count(program: Program, computation: Computation, loop: Instruction) ->
     if index is None or limit is None:
         return None
     start = _constant(computation, computation[loop.operands[0]].operands[index])
-    step = _step(body, _last(body).operands[index], index)
+    step = _step(body, _root(body).operands[index], index)
     return None if start is None or step is None else -(-(limit - start) // step)
 
 
-def _last(computation: Computation) -> Instruction:
-    return list(computation.values())[-1]
+def _root(computation: Computation) -> Instruction:
+    return next(instruction for instruction in computation.values() if instruction.is_root)
 
 
 def _tuple_index(computation: Computation, name: str) -> int | None:
@@ -114,18 +115,16 @@ def _constant(computation: Computation, name: str) -> int | None:
 
 def _step(body: Computation, name: str, index: int) -> int | None:
     """What one run of the body adds to the counter."""
-    total, value = 0, _uncopied(body, name)
-    while value.op == "add":
-        constants = [_constant(body, operand) for operand in value.operands]
-        if constants[0] is None:
-            constants.reverse()
-            value = value._replace(operands=value.operands[::-1])
-        if constants[0] is None:
+    total = 0
+    while (value := _uncopied(body, name)).op == "add":
+        name, number = value.operands
+        if _constant(body, number) is None:
+            name, number = number, name
+        added = _constant(body, number)
+        if added is None:
             return None
-        total += constants[0]
-        value = _uncopied(body, value.operands[1])
-    is_counter = value.op == "get-tuple-element" and f"index={index}" in value.text
-    return total if is_counter and total > 0 else None
+        total += added
+    return total if total > 0 and _tuple_index(body, name) == index else None
 
 
 def _uncopied(computation: Computation, name: str) -> Instruction:

@@ -8,7 +8,9 @@ from typing import NamedTuple
 
 import pytest
 
-from glm_jax.config import Config, from_dict
+from glm_jax.config import Config, MeshConfig, from_dict
+from glm_jax.errors import UserError
+from glm_jax.parallel.mesh import make_mesh
 from glm_jax.planning.collectives import census, fsdp_minimum, layer_traffic
 from glm_jax.planning.compiled_step import compile_step
 from glm_jax.planning.topologies import described_devices
@@ -57,6 +59,17 @@ H200 = Pod("h200:8", 1, 1, GLM_1B3, 4798, {"all-gather", "reduce-scatter"}, 1.00
 @pytest.mark.parametrize("pod", PODS, ids=lambda pod: f"{pod.topology}x{pod.num_slices}")
 def test_memory_and_traffic_stay_as_recorded(pod):
     check(pod)
+
+
+@pytest.mark.aot
+@pytest.mark.usefixtures("libtpu")
+def test_slices_are_told_apart_by_data_alone():
+    devices = described_devices("v5e:4x4", 2)
+    mesh = make_mesh(MeshConfig(data=4, fsdp=8), devices)
+    slices = [{device.slice_index for device in row.flat} for row in mesh.devices]
+    assert slices == [{0}, {0}, {1}, {1}]
+    with pytest.raises(UserError, match="config.mesh.data=1 is no multiple of the 2 slices"):
+        make_mesh(MeshConfig(data=1, fsdp=32), devices)
 
 
 @pytest.mark.aot
