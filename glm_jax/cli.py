@@ -1,4 +1,4 @@
-"""How every verb starts: flags parsed, user errors as one line with exit code 2."""
+"""How every verb starts: flags, the cache of compiled programs, user errors as one line."""
 
 import sys
 import traceback
@@ -7,6 +7,7 @@ from collections.abc import Callable
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from glm_jax.compilation_cache import keep_compiled_programs
 from glm_jax.config import Config, from_dict
 from glm_jax.errors import UserError
 
@@ -26,6 +27,7 @@ def run(main: Callable[[], None], define_flags: Callable[[], None]) -> None:
         try:
             if len(argv) > 1:
                 raise UserError(f"unexpected argument {argv[1]!r}; every option is a --flag")
+            keep_compiled_programs()
             main()
         except UserError as error:
             _exit(str(error))
