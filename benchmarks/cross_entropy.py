@@ -24,6 +24,7 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
+from failures import one_line
 
 from glm_jax.ops.cross_entropy import target_cross_entropy
 
@@ -57,8 +58,7 @@ def compare(args, vocab, share):
             first = first or run
             seconds, first_seconds = paired_medians(run, first, args.rounds)
         except Exception as error:  # out of memory, a package that is not there
-            text = " ".join(str(error).split())[:200].replace("|", "/")
-            print(f"{about} | {name} | failed: {type(error).__name__}: {text} | | | |", flush=True)
+            print(f"{about} | {name} | failed: {one_line(error)} | | | |", flush=True)
             continue
         memory = "- | -"
         if temporary is not None:

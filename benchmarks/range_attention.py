@@ -30,6 +30,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from failures import one_line
+from packed_rows import packed_ranges
 
 from glm_jax.ops.block_bounds import BlockBounds, visited_tiles
 from glm_jax.ops.range_attention import block_bounds, range_attention, resolve_backend
@@ -65,7 +67,7 @@ def main():
 
 def compare(args, length, dim, documents):
     rng = np.random.default_rng(args.seed)
-    start, end = packed_rows(rng, args.batch, length, documents)
+    start, end = packed_ranges(rng, args.batch, length, documents)
     arrays = random_inputs(rng, args, length, dim)
     builders = jax_builders(args, arrays, start, end)
     if args.peers:
@@ -98,19 +100,6 @@ def compare(args, length, dim, documents):
         )
 
 
-def packed_rows(rng, batch, length, documents):
-    """kv_start, kv_end int32 [batch, length] of full rows of `documents` documents on average."""
-    start, end = np.zeros((2, batch, length), np.int32)
-    for row in range(batch):
-        number = rng.integers(1, 2 * documents - 2) if documents > 1 else 0
-        cuts = np.sort(rng.choice(np.arange(1, length), size=number, replace=False))
-        for first, last in zip([0, *cuts], [*cuts, length], strict=True):
-            slots = np.arange(first, last)
-            context = int((last - first) * rng.uniform(0.5, 0.95))
-            start[row, slots], end[row, slots] = first, np.maximum(first + context, slots + 1)
-    return start, end
-
-
 def random_inputs(rng, args, length, dim):
     """q, k, v and the cotangent of the output, float32 [batch, length, heads, dim]."""
     return [
@@ -131,7 +120,7 @@ def check_cases(args):
 def check(args, backend, length, dim):
     """Whether output and gradients are those of float32 attention and the same twice; prints it."""
     rng = np.random.default_rng(args.seed)
-    start, end = packed_rows(rng, args.batch, length, args.documents[0])
+    start, end = packed_ranges(rng, args.batch, length, args.documents[0])
     start[0, length // 3 : length // 2] = end[0, length // 3 : length // 2] = 0
     arrays = [jnp.asarray(x, args.dtype) for x in random_inputs(rng, args, length, dim)]
     try:
@@ -327,11 +316,6 @@ def visited_share(bounds: BlockBounds | None):
         return "all"
     all_tiles = bounds.key_lo.size * bounds.key_tiles
     return f"{int(visited_tiles(bounds)) / all_tiles:.2f} of {bounds.block_q}x{bounds.block_k}"
-
-
-def one_line(error):
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:200]}".replace("|", "/")
 
 
 def versions():
