@@ -1,12 +1,22 @@
 #!/usr/bin/env bash
 # Everything worth measuring on one Hopper GPU, in one call of under nine minutes.
-#   bash benchmarks/run_gpu.sh [results folder]
+#   bash benchmarks/run_gpu.sh [results folder [kernels|step|all]]
+# kernels are attention and the loss, step the whole training step beside PyTorch's; all, which is
+# the default, has less of both.
 # Each part has a time limit, so one that hangs or does not compile costs itself only; what it had
 # measured stays. All of it is in the folder's gpu.md, a Markdown page, as it comes.
 # PYTHON=... names another interpreter; SMOKE=1 runs tiny shapes on any device.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 RESULTS="${1:-gpu_results}"
+PARTS="${2:-all}"
+case "$PARTS" in
+  kernels | step | all) ;;
+  *)
+    echo "error: the parts are kernels, step or all, got $PARTS" >&2
+    exit 2
+    ;;
+esac
 PYTHON="${PYTHON:-python3}"
 DEADLINE=525 # seconds, for all parts together
 export PYTHONPATH="$PWD" PYTHONUNBUFFERED=1
@@ -48,7 +58,10 @@ fi
 
 attention=("$PYTHON" benchmarks/range_attention.py --dtype=bfloat16)
 loss=("$PYTHON" benchmarks/cross_entropy.py --dtype=bfloat16 --torch)
-if [ "${SMOKE:-}" ]; then
+same=("$PYTHON" benchmarks/step_check.py)
+step=("$PYTHON" benchmarks/step.py)
+
+smoke() {
   say "# Smoke test: these figures mean nothing"
   small=(--batch=1 --heads=2 --kv-heads=1 --rounds=1 --round-seconds=0)
   part "Correct?" 200 "${attention[@]}" --check --lengths=130 "${small[@]}"
@@ -56,23 +69,64 @@ if [ "${SMOKE:-}" ]; then
   part "Time and visible area" 200 \
     "${attention[@]}" --no-peers --lengths=130 --documents=1,2 "${small[@]}"
   part "Loss" 200 "${loss[@]}" --tokens=256 --width=16 --vocabs=512 --rounds=1
-else
-  backends=--backends=gpu,tokamax,chunked
-  say "# One GPU"
+  part "The same steps?" 200 "${same[@]}" --dtype=bfloat16
+  part "Training step" 200 "${step[@]}" --model=tiny --length=128 --ours=none:1 --peer=none:1 \
+    --rounds=1 --steps=1
+}
+
+backends=--backends=gpu,tokamax,chunked
+check_attention() {
   part "Correct?" 110 "${attention[@]}" --check $backends \
     --lengths=1000 --head-dims=64,128 --batch=2 --heads=4 --kv-heads=2
-  for case in "2048 128 16" "8192 128 4" "2048 64 16" "8192 64 4"; do
-    read -r length dim batch <<<"$case"
-    part "Attention, T $length, head size $dim" 75 "${attention[@]}" $backends \
-      --lengths="$length" --head-dims="$dim" --batch="$batch" --heads=16 --kv-heads=16
-  done
-  part "Time and visible area: TFLOP/s should stay the same" 60 "${attention[@]}" --no-peers \
-    --backends=gpu --lengths=8192 --head-dims=128 --batch=4 --heads=16 --kv-heads=16 \
-    --documents=1,2,4,8,16
+}
+time_attention() { # length, head size, batch
+  part "Attention, T $1, head size $2" 75 "${attention[@]}" $backends \
+    --lengths="$1" --head-dims="$2" --batch="$3" --heads=16 --kv-heads=16
+}
+time_loss() {
   part "Loss at 20 % targets" 80 "${loss[@]}" --tokens=32768 --width=2048 --chunk-size=1024
-  part "Grouped queries" 40 "${attention[@]}" --no-peers --backends=gpu,tokamax \
-    --lengths=2048 --head-dims=128 --batch=16 --heads=32 --kv-heads=2
-fi
+}
+check_step() {
+  part "The same steps as PyTorch?" 80 "${same[@]}" --dtype=bfloat16
+}
+time_step() { # model, seconds, our cases, those of PyTorch
+  part "Training step, $1" "$2" "${step[@]}" --model="$1" --seconds="$(($2 - 5))" \
+    --case-seconds=110 --ours="$3" --peer="$4"
+}
+
+measure() {
+  say "# One GPU"
+  case "$PARTS" in
+    kernels)
+      check_attention
+      time_attention 2048 128 16
+      time_attention 8192 128 4
+      time_attention 2048 64 16
+      time_attention 8192 64 4
+      part "Time and visible area: TFLOP/s should stay the same" 60 "${attention[@]}" --no-peers \
+        --backends=gpu --lengths=8192 --head-dims=128 --batch=4 --heads=16 --kv-heads=16 \
+        --documents=1,2,4,8,16
+      time_loss
+      part "Grouped queries" 40 "${attention[@]}" --no-peers --backends=gpu,tokamax \
+        --lengths=2048 --head-dims=128 --batch=16 --heads=32 --kv-heads=2
+      ;;
+    step)
+      check_step
+      time_step 1.3b 330 selective:16,selective+O1:16,selective:32,full:32,none:8 \
+        none+layers:16,none+max:16,none+layers:24,full+layers:32
+      time_step 350m 150 selective:32,none:16 none+layers:32,none+max:32
+      ;;
+    all)
+      check_attention
+      time_attention 2048 128 16
+      check_step
+      time_step 1.3b 240 selective:16,selective:32,full:32 none+layers:16,none+max:16
+      time_loss
+      ;;
+  esac
+}
+
+if [ "${SMOKE:-}" ]; then smoke; else measure; fi
 
 say "" "## Versions and clocks" "" "| what | value |" "|---|---|"
 say "| seconds | $SECONDS |"

@@ -2,11 +2,12 @@
 
     python benchmarks/step.py
     python benchmarks/step.py --model=350m --ours=none:32,none:64 --peer=none:32,none:64
-    python benchmarks/step.py --ours=none:16,none+O1:16,full:32 --peer=none+layers:16,none+max:16
+    python benchmarks/step.py --ours=none:8,full+O1:16,full+chunked:16 --peer=none+layers+max:16
 
 A case is REMAT[+OPTION...]:ROWS. REMAT is config.model.remat, and for PyTorch none, or full for a
-checkpoint around every layer. Our options are O1 (XLA's optimization level) and unrolled; those of
-PyTorch are layers (compiles each layer, not the whole model) and max (max-autotune-no-cudagraphs).
+checkpoint around every layer. Our options are O1 (XLA's optimization level), unrolled (no loop over
+the layers) and the names of attention backends; those of PyTorch are layers (compiles each layer,
+not the whole model) and max (max-autotune-no-cudagraphs).
 
 Both sides train the model of GLM 2021 with AdamW and clipping, without dropout, on the same packed
 rows, which lie on the device; `step_torch.py` says how PyTorch does it, `step_check.py` that the
@@ -35,13 +36,15 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from step_case import MODELS, Case
+from step_case import MODELS, OPTIONS, Case
 
 from glm_jax.parallel.device_kinds import device_kind
 from glm_jax.training.flops import Counts, model_costs
 
 FOLDER = Path(__file__).parent
 SIDES = {"jax": "glm_jax", "torch": "PyTorch"}
+OURS = "none:8,selective:16,selective:32,full:32"
+PEER = "none:8,none:16,none+max:16,full:32"
 LEAST_SECONDS = 15  # with less left, no case is begun
 PACKAGES = "jax", "jaxlib", "optax", "torch", "triton", "numpy"
 
@@ -180,8 +183,8 @@ def parse_arguments():
     parser.add_argument("--length", type=int, default=2048)
     parser.add_argument("--documents", type=int, default=4, help="mean of a row")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="bfloat16")
-    parser.add_argument("--ours", default="none:16,none:32,full:64", help="cases; may be empty")
-    parser.add_argument("--peer", default="none:16,none:32,full:64", help="cases; may be empty")
+    parser.add_argument("--ours", default=OURS, help="cases; may be empty")
+    parser.add_argument("--peer", default=PEER, help="cases; may be empty")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=4, help="of a round")
     parser.add_argument("--seconds", type=float, default=3600, help="for all cases together")
@@ -206,6 +209,9 @@ def cases(args, side: str, text: str) -> list[Case]:
     for part in filter(None, text.split(",")):
         how, _, rows = part.partition(":")
         remat, *options = how.split("+")
+        if not (rows.isdigit() and set(options) <= OPTIONS[side]):
+            known = ", ".join(sorted(OPTIONS[side]))
+            sys.exit(f"{part!r} is not REMAT[+OPTION...]:ROWS with options from {known}")
         case = Case(side=side, remat=remat, options=options, rows=int(rows), **shared)
         found.append(case)
     return found

@@ -18,17 +18,24 @@ from packed_rows import glm_rows
 from glm_jax.batch import Batch
 from glm_jax.config import Config, from_dict, to_dict
 from glm_jax.model.presets import preset
+from glm_jax.ops.range_attention import BACKENDS
 
 MODELS = {
     name: {"num_layers": layers, "hidden_dim": width, "num_heads": heads, "mlp_dim": 4 * width}
     | {"vocab_size": vocab}
     for name, (layers, width, heads, vocab) in {
-        "tiny": (2, 64, 2, 512),
+        "tiny": (2, 128, 2, 512),
         "350m": (24, 1024, 16, 65_024),
         "1.3b": (24, 2048, 16, 65_024),
     }.items()
 }
 """Sizes by name; the architecture is that of GLM 2021, with an mlp of four times the width."""
+
+OPTIONS = {
+    "jax": {"O1", "unrolled", *BACKENDS},
+    "torch": {"layers", "max"},
+}
+"""What a case may change, by side; the docstring of `step.py` says what they are."""
 
 BATCHES = 4  # different ones that the steps take in turn
 
@@ -39,7 +46,7 @@ class Case:
 
     side: str  # jax | torch
     remat: str  # config.model.remat; PyTorch: none, or full for a checkpoint around every layer
-    options: list[str]  # of that side, see its `OPTIONS`
+    options: list[str]  # see OPTIONS
     rows: int  # of a step
     model: str  # a name from MODELS
     length: int

@@ -8,13 +8,9 @@ from step_case import Case, serve
 
 from glm_jax.batch import Batch
 from glm_jax.config import Config
+from glm_jax.ops.range_attention import BACKENDS
 from glm_jax.parallel.sharding import make_sharding
 from glm_jax.training.step import init_state, make_train_step
-
-OPTIONS = {
-    "O1": "XLA's optimization level O1",
-    "unrolled": "layers written out, and no loop over them",
-}
 
 
 class Trainer:
@@ -49,13 +45,14 @@ class Trainer:
 
 
 def make_trainer(case: Case) -> Trainer:
-    config = case.config
+    config, model = case.config, case.config.model
     if "O1" in case.options:
         jax.config.update("jax_optimization_level", "O1")
     if "unrolled" in case.options:
-        model = dataclasses.replace(config.model, scan_layers=False)
-        config = dataclasses.replace(config, model=model)
-    return Trainer(config, case.batches())
+        model = dataclasses.replace(model, scan_layers=False)
+    for backend in set(case.options) & set(BACKENDS):
+        model = dataclasses.replace(model, attention_backend=backend)
+    return Trainer(dataclasses.replace(config, model=model), case.batches())
 
 
 if __name__ == "__main__":

@@ -28,10 +28,6 @@ from torch.utils.checkpoint import checkpoint
 from glm_jax.batch import Batch
 from glm_jax.config import Config, ModelConfig
 
-OPTIONS = {
-    "layers": "compiles each layer, not the whole model",
-    "max": "mode max-autotune-no-cudagraphs",
-}
 CHUNK = 4096  # targets whose logits exist at once
 TARGET_STEP = 256  # the number of target slots is a multiple of this
 

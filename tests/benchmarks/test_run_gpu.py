@@ -20,5 +20,9 @@ def test_every_part_reports(tmp_path):
     assert "ok: chunked T 130 d 64: relative error out" in page
     assert page.count("| range_attention, chunked |") == 3  # beside the peers, and two areas
     assert "| target_cross_entropy |" in page
+    assert "ok: bfloat16, allowed are" in page
+    assert "| glm_jax | none | 1 |" in page
+    assert "| PyTorch | none | 1 |" in page
+    assert "glm_jax makes " in page
     assert "| jax | " in page
     assert page == done.stdout

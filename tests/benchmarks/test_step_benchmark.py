@@ -1,4 +1,4 @@
-"""The benchmark of the training step: both sides take the same steps, and the table says so."""
+"""The benchmark of the training step: both sides take the same steps; the figures of its table."""
 
 import sys
 from pathlib import Path
@@ -8,9 +8,9 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent / "benchmarks"))
 
-import step  # noqa: E402
-from packed_rows import glm_rows  # noqa: E402
-from step_case import Case, measure  # noqa: E402
+import step
+from packed_rows import glm_rows
+from step_case import Case, measure
 
 CASE = Case(
     side="jax", remat="none", options=[], rows=16, model="1.3b", length=2048, documents=4,
