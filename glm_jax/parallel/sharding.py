@@ -65,14 +65,11 @@ class Sharding:
 
     def place(self, batch):
         """Moves this host's rows of a batch (numpy arrays [B, T]) onto the devices."""
-        return self._place(batch, self.slots)
+        return jax.make_array_from_process_local_data(self.slots, batch)
 
     def place_rows(self, rows):
         """The same for arrays [B, ...] whose rows stay whole."""
-        return self._place(rows, self.rows)
-
-    def _place(self, arrays, layout: NamedSharding):
-        return jax.tree.map(lambda x: jax.make_array_from_process_local_data(layout, x), arrays)
+        return jax.make_array_from_process_local_data(self.rows, rows)
 
     @property
     def rows(self) -> NamedSharding:
