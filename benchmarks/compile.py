@@ -11,8 +11,8 @@
 - start: seconds from the start of `python -m glm_jax.train --config=configs/glm_tiny.py` to the
   loss of the first step, with an empty cache and with that of the run before.
 - price: the training step beside a bare one (loss, gradient, clipping, AdamW; no metrics, no judge
-  of bad steps), at `--price-width`. Rounds that take turns; the median of their ratios, of seconds
-  and of the CPU seconds of all threads.
+  of bad steps), at `--price-width`. Rounds that take turns; the median of their ratios and the
+  range of their middle half, of seconds and of the CPU seconds of all threads.
 """
 
 from __future__ import annotations
@@ -155,13 +155,14 @@ def time_price(args) -> None:
             jax.block_until_ready(state)
             for clock, read in clocks.items():
                 found[name, clock].append(read() - began[clock])
-    print(f"{args.price_rounds} rounds\n\n| | bare step | training step | dearer by |")
-    print("|---|---|---|---|")
+    print(f"{args.price_rounds} rounds\n")
+    print("| | bare step | training step | dearer by | middle half |\n|---|---|---|---|---|")
     for clock in clocks:
         full, bare = found["full", clock], found["bare", clock]
-        ratio = statistics.median(a / b for a, b in zip(full, bare, strict=True))
+        ratios = [a / b - 1 for a, b in zip(full, bare, strict=True)]
+        low, middle, high = statistics.quantiles(ratios, n=4)
         medians = f"{statistics.median(bare):.3f} | {statistics.median(full):.3f}"
-        print(f"| {clock} | {medians} | {ratio - 1:+.1%} |")
+        print(f"| {clock} | {medians} | {middle:+.1%} | {low:+.1%} to {high:+.1%} |")
 
 
 def bare_step(config: Config, sharding: Sharding):

@@ -112,15 +112,15 @@ measure() {
       ;;
     step)
       check_step
-      time_step 1.3b 330 selective:16,selective+O1:16,selective:32,full:32,none:8 \
-        none+layers:16,none+max:16,none+layers:24,full+layers:32
-      time_step 350m 150 selective:32,none:16 none+layers:32,none+max:32
+      time_step 1.3b 360 selective:16,selective+O1:16,selective:32,full:32 \
+        none+layers:16,none+layers+max:16,none:16
+      time_step 350m 100 selective:32 none+layers:32
       ;;
     all)
       check_attention
       time_attention 2048 128 16
       check_step
-      time_step 1.3b 240 selective:16,selective:32,full:32 none+layers:16,none+max:16
+      time_step 1.3b 240 selective:16,selective:32,full:32 none+layers:16,none+layers+max:16
       time_loss
       ;;
   esac

@@ -45,6 +45,12 @@ FOLDER = Path(__file__).parent
 SIDES = {"jax": "glm_jax", "torch": "PyTorch"}
 OURS = "none:8,selective:16,selective:32,full:32"
 PEER = "none:8,none:16,none+max:16,full:32"
+MEMORY = {
+    "XLA_PYTHON_CLIENT_MEM_FRACTION": ".95",
+    "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
+}
+"""Both sides may use about all of the device, and without holes between arrays."""
+
 LEAST_SECONDS = 15  # with less left, no case is begun
 PACKAGES = "jax", "jaxlib", "optax", "torch", "triton", "numpy"
 
@@ -89,7 +95,9 @@ def run(case: Case, seconds: float) -> dict:
         return {"failed": "no time left"}
     command = [sys.executable, FOLDER / f"step_{case.side}.py", json.dumps(vars(case))]
     try:
-        finished = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=seconds)
+        finished = subprocess.run(
+            command, env=MEMORY | os.environ, stdout=subprocess.PIPE, text=True, timeout=seconds
+        )
     except subprocess.TimeoutExpired:
         return {"failed": f"stopped after {seconds:.0f} s"}
     if finished.returncode:
