@@ -138,13 +138,9 @@ def make_train_step(config: Config, sharding: Sharding, num_sources: int):
         grad_norm = optax.tree.norm(gradients)
         verdict = judge(config.bad_steps, state.history, mean_loss, grad_norm)
         learning_rate = schedule(state.step)
-
-        def update() -> TrainState:
-            updated = _updated(config, optimizer, state, gradients, learning_rate)
-            return updated._replace(history=remember(state.history, mean_loss, grad_norm))
-
-        # A select between old and new arrays would copy what is otherwise updated in place.
-        kept = jax.lax.cond(verdict == GOOD, update, lambda: state)
+        updated = _updated(config, optimizer, state, gradients, learning_rate)
+        updated = updated._replace(history=remember(state.history, mean_loss, grad_norm))
+        kept = jax.tree.map(lambda new, old: jnp.where(verdict == GOOD, new, old), updated, state)
         metrics = StepMetrics(sums, grad_norm, learning_rate, verdict, noise)
         streak = jnp.where(verdict == GOOD, 0, state.history.streak + 1)
         history = kept.history._replace(streak=streak)
