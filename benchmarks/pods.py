@@ -104,8 +104,8 @@ def describe(
     pod: Pod, config: Config, step: CompiledStep, seconds: float, num_devices: int, device: str
 ) -> str:
     layers = config.model.num_layers
-    weights = 2 * model_costs(config.model).layer_weights // layers  # bytes in bfloat16
-    minimum = fsdp_minimum(weights, num_devices // pod.data, pod.data)
+    weights = model_costs(config.model).layer_weights // layers
+    minimum = fsdp_minimum(weights, num_devices // pod.data, pod.data, compute_bytes=2)
     traffic = layer_traffic(census(step.hlo), layers, minimum)
     kinds = ", ".join(
         f"{kind} {sent / MB:.0f}"

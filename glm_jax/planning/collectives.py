@@ -144,7 +144,9 @@ def layer_traffic(collectives: list[Collective], num_layers: int, minimum: int) 
     return LayerTraffic(dict(by_kind), minimum)
 
 
-def fsdp_minimum(layer_bytes: int, parts: int, copies: int = 1) -> int:
+def fsdp_minimum(
+    num_weights: int, parts: int, copies: int = 1, *, compute_bytes: int, gradient_bytes: int = 4
+) -> int:
     """Bytes that a device sends for one layer whose weights lie in `parts` parts, `copies` times.
 
     The weights are gathered for the forward pass and, as nobody keeps them, for the backward pass;
@@ -152,7 +154,9 @@ def fsdp_minimum(layer_bytes: int, parts: int, copies: int = 1) -> int:
     7.2.2), and its parts are summed over the copies.
 
     Args:
-      layer_bytes: of the layer's weights in the dtype of the matrix products.
+      num_weights: of the layer.
+      compute_bytes: of one in the dtype of the matrix products.
+      gradient_bytes: of one of its gradient as it is summed, see `glm_jax.ops.linear`.
     """
-    inside = 3 * layer_bytes * (parts - 1) // parts
-    return inside + 2 * layer_bytes * (copies - 1) // (parts * copies)
+    sent = num_weights * (2 * compute_bytes + gradient_bytes) * (parts - 1) // parts
+    return sent + 2 * num_weights * gradient_bytes * (copies - 1) // (parts * copies)

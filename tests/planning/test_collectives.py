@@ -153,9 +153,10 @@ def test_layers_are_the_loops_of_their_number():
 
 
 def test_the_minimum_is_two_gathers_a_scatter_and_the_sum_over_copies():
-    assert fsdp_minimum(1600, 1) == 0
-    assert fsdp_minimum(1600, 16) == 3 * 1500
-    assert fsdp_minimum(1600, 16, copies=2) == 3 * 1500 + 100
+    assert fsdp_minimum(1600, 1, compute_bytes=2) == 0
+    assert fsdp_minimum(1600, 16, compute_bytes=2) == (2 * 2 + 4) * 1500
+    assert fsdp_minimum(1600, 16, compute_bytes=2, gradient_bytes=2) == 6 * 1500
+    assert fsdp_minimum(1600, 16, copies=2, compute_bytes=2) == 8 * 1500 + 4 * 100
 
 
 @pytest.mark.slow
@@ -174,12 +175,13 @@ def test_the_step_on_four_devices_gathers_every_weight_twice():
         }
     )
     step = compile_step(config, jax.devices())
-    weights = 4 * (4 * hidden * hidden + 2 * hidden * mlp)
-    traffic = layer_traffic(census(step.hlo), layers, fsdp_minimum(weights, 4))
-    vectors = 4 * hidden * 6  # scales and biases along the hidden size: norms', out's and down's
-    # The CPU compiler scatters no gradient: it sums them all on every device.
-    biases = 4 * (3 * hidden + mlp)
-    assert traffic.by_kind["all-reduce"] == 2 * (weights + vectors + biases) * 3 // 4
+    weights = 4 * hidden * hidden + 2 * hidden * mlp
+    minimum = fsdp_minimum(weights, 4, compute_bytes=4)
+    traffic = layer_traffic(census(step.hlo), layers, minimum)
+    vectors = hidden * 6  # scales and biases along the hidden size: norms', out's and down's
+    biases = 3 * hidden + mlp
+    assert traffic.by_kind["reduce-scatter"] == 4 * weights * 3 // 4
+    assert traffic.by_kind["all-reduce"] <= 2 * 4 * (vectors + biases) * 3 // 4
     gathers = traffic.by_kind["all-gather"]
-    assert 2 * weights * 3 // 4 < gathers <= 2 * (weights + 2 * vectors) * 3 // 4
-    assert step.memory.arguments > 3 * layers * weights / 4  # parameters and two moments
+    assert 2 * 4 * weights * 3 // 4 < gathers <= 2 * 4 * (weights + 2 * vectors) * 3 // 4
+    assert step.memory.arguments > 3 * layers * 4 * weights / 4  # parameters and two moments

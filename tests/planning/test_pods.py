@@ -84,8 +84,8 @@ def check(pod: Pod) -> None:
     config = configured(pod, len(devices))
     step = compile_step(config, devices)
     layers = config.model.num_layers
-    weights = 2 * model_costs(config.model).layer_weights // layers  # bytes in bfloat16
-    minimum = fsdp_minimum(weights, len(devices) // pod.data, pod.data)
+    weights = model_costs(config.model).layer_weights // layers
+    minimum = fsdp_minimum(weights, len(devices) // pod.data, pod.data, compute_bytes=2)
     traffic = layer_traffic(census(step.hlo), layers, minimum)
     kinds = {kind for kind, sent in traffic.by_kind.items() if sent > 0.01 * traffic.total}
     assert (kinds, step.num_kernels) == (pod.kinds, pod.kernels)
