@@ -23,6 +23,9 @@ KINDS = (
 `send` is what a device hands to the network between slices of TPUs, for a sum over slices.
 """
 
+_SCATTER_KERNEL = "all-reduce-scatter"
+"""How the TPU compiler writes a scatter that it runs as one kernel: an all-reduce with a slice."""
+
 _CALLERS = ("while", "conditional", "call", "fusion", "async-start")
 
 
@@ -63,6 +66,8 @@ def _walk(program: Program, name: str, loops: tuple) -> Iterator[Collective]:
     computation = program.computations[name]
     for instruction in computation.values():
         kind = instruction.op.removesuffix("-start")
+        if kind == "all-reduce" and name.startswith(_SCATTER_KERNEL):
+            kind = "reduce-scatter"
         if kind in KINDS:
             collective = _collective(kind, computation, instruction, loops)
             if collective.bytes and not _is_continued(computation, instruction):

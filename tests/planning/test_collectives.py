@@ -70,6 +70,21 @@ def test_what_leaves_a_slice_is_sent():
     assert [(c.kind, c.group_size, c.bytes) for c in census(text)] == [("send", 2, 512)]
 
 
+def test_a_scatter_kernel_is_a_scatter():
+    """One fusion of an all-reduce and the slice that the device keeps of it."""
+    kernel = """\
+%all-reduce-scatter.1 (q: f32[8,16]) -> f32[2,16] {
+  %q = f32[8,16]{1,0} parameter(0)
+  %sum = f32[8,16]{1,0} all-reduce(%q), replica_groups=[1,4]<=[4], to_apply=%add
+  ROOT %own = f32[2,16]{1,0} dynamic-slice(%sum), dynamic_slice_sizes={2,16}
+}
+
+"""
+    call = "  ROOT %x = f32[2,16] fusion(%p), kind=kCustom, calls=%all-reduce-scatter.1"
+    found = [(c.kind, c.bytes) for c in census(kernel + entry(ARGUMENT, call))]
+    assert found == [("reduce-scatter", 512 * 3 // 4)]
+
+
 def test_one_device_sends_nothing():
     line = "  ROOT %x = f32[8,16] all-reduce(%p), replica_groups={{0},{1}}, to_apply=%sum"
     assert census(entry(ARGUMENT, line)) == []
