@@ -137,6 +137,33 @@ def test_a_checkpoint_goes_on_on_another_mesh(run_config, ten_steps, five_steps)
 
 
 @pytest.mark.slow
+@pytest.mark.multidevice
+def test_a_run_whose_devices_share_rows(run_config, tmp_path):
+    """With its validation and samples, which are rows of other lengths; dropout would differ."""
+    config = changed(run_config, "model", output_dropout=0.0, remat="selective")
+    config = changed(config, "logging", samples=("Gold is [MASK].",))
+    config = changed(config, "training", steps=5)
+    run(config, tmp_path / "one")
+    run(changed(config, "mesh", data=1, fsdp=2, context=2), tmp_path / "shared", num_devices=4)
+    for kind in ("train", "validation"):
+        pairs = zip(lines(tmp_path / "shared", kind), lines(tmp_path / "one", kind), strict=True)
+        for ours, theirs in pairs:
+            assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
+            assert ours["exact_match"] == theirs["exact_match"]
+    filled = [lines(tmp_path / name, "samples")[-1]["filled"] for name in ("one", "shared")]
+    assert filled[0] == filled[1]
+
+
+def test_a_row_that_devices_cannot_share_is_refused(run_config, tmp_path):
+    config = changed(run_config, "mesh", data=1, fsdp=1, context=4)
+    config = changed(config, "data", seq_length=66)
+    message = "config.data.seq_length 66 is not divisible by the 4 devices of mesh axis context"
+    with pytest.raises(UserError, match=message):
+        run(config, tmp_path / "run", num_devices=4)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
 def test_checkpoints_kept_are_the_latest_the_best_and_every_nth(run_config, tmp_path):
     config = changed(run_config, "checkpoint", every=1, keep_latest=2, keep_every=4, keep_best=1)
     config = changed(config, "training", eval_every=3)

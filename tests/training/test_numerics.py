@@ -50,8 +50,11 @@ def tpu_kernel_on_cpu(monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("remat", ["none", "selective", "offload", "full"])
-@pytest.mark.parametrize("backend", ["chunked", "tpu"])
+@pytest.mark.parametrize(
+    ("backend", "remat"),
+    [("chunked", remat) for remat in ("none", "selective", "offload", "full")]
+    + [("tpu", "none"), ("tpu", "selective")],
+)
 @pytest.mark.usefixtures("tpu_kernel_on_cpu")
 def test_backends_and_policies_give_the_curve_of_the_reference(reference, backend, remat):
     config = config_of(attention_backend=backend, remat=remat)
