@@ -16,10 +16,10 @@ def keep_compiled_programs() -> None:
     jax = sys.modules.get("jax")
     if jax is None or jax.config.jax_compilation_cache_dir is not None:
         return
-    folder = default_folder()
     try:
+        folder = default_folder()
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
+    except (OSError, RuntimeError):  # the latter where a user has no home at all
         return
     jax.config.update("jax_compilation_cache_dir", str(folder))
 

@@ -74,3 +74,11 @@ def test_a_home_that_cannot_be_written_is_no_error(no_cache, tmp_path, monkeypat
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     keep_compiled_programs()
     assert jax.config.jax_compilation_cache_dir is None
+
+
+def test_a_user_without_a_home_has_no_cache(no_cache, monkeypatch):
+    """As in a container that runs under a number that no user has."""
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)
+    keep_compiled_programs()
+    assert jax.config.jax_compilation_cache_dir is None
