@@ -11,6 +11,7 @@ from glm_jax.batch import Batch
 from glm_jax.config import Config
 from glm_jax.errors import UserError
 from glm_jax.parallel.sharding import Sharding, make_sharding
+from glm_jax.training.evaluation import check_batches
 from glm_jax.training.step import TrainState, make_train_step, state_shardings
 
 
@@ -47,8 +48,10 @@ def compile_step(config: Config, devices: list[jax.Device]) -> CompiledStep:
       UserError: the config does not fit the devices, or the step does not fit their memory (TPUs
         only: for others the compiler does not say, and `Memory.peak` does).
     """
-    _check(config)
+    if config.model.vocab_size == 0:
+        raise UserError("config.model.vocab_size is 0, and there is no tokenizer here to tell it")
     sharding = make_sharding(config.mesh, devices)
+    check_batches(config, sharding)
     step = make_train_step(config, sharding, max(1, len(config.data.sources)))
     start = time.perf_counter()
     lowered = step.lower(_abstract_state(config, sharding), _abstract_batch(config, sharding))
@@ -61,11 +64,6 @@ def compile_step(config: Config, devices: list[jax.Device]) -> CompiledStep:
         memory=_memory(compiled),
         hlo=compiled.as_text(),
     )
-
-
-def _check(config: Config) -> None:
-    if config.model.vocab_size == 0:
-        raise UserError("config.model.vocab_size is 0, and there is no tokenizer here to tell it")
 
 
 def _compile(lowered: jax.stages.Lowered, device: jax.Device) -> jax.stages.Compiled:
@@ -89,11 +87,6 @@ def _abstract_state(config: Config, sharding: Sharding) -> TrainState:
 
 def _abstract_batch(config: Config, sharding: Sharding) -> Batch:
     rows, length = config.training.batch_size, config.data.seq_length
-    if rows % (sharding.batch_size * config.training.accumulation_steps):
-        raise UserError(
-            f"config.training.batch_size {rows} is not divisible by {sharding.batch_size} devices "
-            f"with different rows x accumulation_steps {config.training.accumulation_steps}"
-        )
     dtypes = Batch(*[jnp.int32] * len(Batch._fields))._replace(weights=jnp.float32)
     return jax.tree.map(
         lambda dtype: jax.ShapeDtypeStruct((rows, length), dtype, sharding=sharding.slots), dtypes

@@ -31,5 +31,10 @@ def test_a_batch_that_does_not_divide_and_an_unknown_vocabulary_are_refused():
     with pytest.raises(UserError, match="vocab_size is 0"):
         compile_step(from_dict(values), jax.devices())
     config = from_dict(values | {"model": {"vocab_size": 64}})
-    with pytest.raises(UserError, match="batch_size 6 is not divisible by 4 devices"):
+    with pytest.raises(UserError, match="= 6 rows are not divisible by the 4 devices of mesh axes"):
+        compile_step(config, jax.devices())
+    config = from_dict(
+        {"model": {"vocab_size": 64}, "data": {"seq_length": 30}, "mesh": {"context": 4}}
+    )
+    with pytest.raises(UserError, match=r"data\.seq_length 30 is not divisible by the 4 devices"):
         compile_step(config, jax.devices())
