@@ -48,8 +48,12 @@ class Goodput:
 
     @property
     def share(self) -> float | None:
-        """The goodput; None where no time has passed."""
-        return self.spent[STANDING] / self.wall if self.wall else None
+        """The goodput; None where no time has passed, or none of it was measured.
+
+        Every session that measures has seconds for its start; runs of older versions have none.
+        """
+        is_measured = self.spent[STANDING] + self.spent[STARTING] > 0
+        return self.spent[STANDING] / self.wall if self.wall and is_measured else None
 
     def values(self) -> dict[str, Any]:
         """For the line of an event."""

@@ -84,6 +84,13 @@ def test_a_session_alone(history_at, tmp_path):
 def test_lines_without_figures_of_time_are_all_else(history_at):
     found = goodput(history_at((5, 0, "started", {}), (9, 4, "train", {"loss": 1.0})).lines)
     assert nonzero(found.spent) == {"all else": 4}
+    assert found.share is None
+    assert found.describe() == "goodput – of 4 s; lost to: all else 100 %"
+
+
+def test_a_session_that_did_not_get_to_a_second_step_has_none():
+    lines = [Line(0, "started", 9.0, {"start_seconds": 3.0})]
+    assert goodput(lines).share == 0.0
 
 
 def test_no_lines_took_no_time():
