@@ -2,7 +2,8 @@
 
 What a good trainer of one GPU does (torchtitan, modded-nanogpt, Liger Kernel):
 
-- `torch.compile` of the whole model, or of each layer; `max-autotune-no-cudagraphs` is an option;
+- `torch.compile` of the whole model, or of each layer, as one graph without breaks;
+  `max-autotune-no-cudagraphs` is an option;
 - compiled flex_attention over the same key ranges, its BlockMask built once a step, compiled;
 - float32 parameters that each product casts to bfloat16 (compiled into one pass), the residual
   stream in bfloat16, norms in float32, fused AdamW in float32;
@@ -191,9 +192,9 @@ class Trainer:
         self._chunk_losses = torch.compile(chunk_losses)
         if "layers" in options:
             for layer in self.model.layers:
-                layer.compile(mode=mode, dynamic=False)
+                layer.compile(mode=mode, dynamic=False, fullgraph=True)
         else:
-            self._hidden = torch.compile(self.model, mode=mode, dynamic=False)
+            self._hidden = torch.compile(self.model, mode=mode, dynamic=False, fullgraph=True)
 
     def step(self) -> None:
         tokens, position, block_position, start, end, slots, targets, shares = next(self._batches)

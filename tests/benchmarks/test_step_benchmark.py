@@ -1,5 +1,6 @@
 """The benchmark of the training step: both sides take the same steps; the figures of its table."""
 
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -42,6 +43,35 @@ def test_pytorch_has_one_rule_for_both_of_its_attentions():
     visibility.start.copy_(start)
     visibility.end.copy_(end)
     assert torch.equal(create_mask(visibility.rule, 2, None, 96, 96, device="cpu"), dense)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("remat", ["none", "full"])
+def test_pytorch_has_one_graph_for_all_layers(remat):
+    """A break would slow it down without a word; so would a compilation for each layer."""
+    torch = pytest.importorskip("torch", reason="needs PyTorch")
+    import step_torch
+    from torch._dynamo.utils import counters
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    case = dataclasses.replace(CASE, remat=remat, model="tiny", rows=1, length=128)
+    (batch, *_), model = case.batches(), step_torch.GLM(case.config.model)
+    visibility = step_torch.Visibility(batch.tokens.shape, "cpu")
+    mask = create_block_mask(visibility.rule, 1, None, 128, 128, device="cpu")
+    tokens, position, block_position, _, _, slots, *_ = step_torch.place(batch, 256, "cpu")
+    torch._dynamo.reset()
+    counters.clear()
+    for layer in model.layers:
+        layer.compile(backend="eager", dynamic=False, fullgraph=True)
+    with torch.no_grad():
+        model(tokens, position, block_position, mask, slots)
+    assert counters["stats"]["unique_graphs"] == 1
+    whole = torch.compile(
+        step_torch.GLM(case.config.model), backend="eager", dynamic=False, fullgraph=True
+    )
+    with torch.no_grad():
+        whole(tokens, position, block_position, mask, slots)
+    assert counters["stats"]["unique_graphs"] == 2
 
 
 def test_rows_are_those_of_training():
