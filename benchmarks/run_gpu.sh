@@ -59,7 +59,8 @@ fi
 attention=("$PYTHON" benchmarks/range_attention.py --dtype=bfloat16)
 loss=("$PYTHON" benchmarks/cross_entropy.py --dtype=bfloat16 --torch)
 same=("$PYTHON" benchmarks/step_check.py)
-step=("$PYTHON" benchmarks/step.py)
+# Its cases have a process each, and are to find the memory in one piece.
+step=(env -u XLA_PYTHON_CLIENT_PREALLOCATE "$PYTHON" benchmarks/step.py)
 
 smoke() {
   say "# Smoke test: these figures mean nothing"
