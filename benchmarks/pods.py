@@ -66,13 +66,14 @@ def main():
     print(f"| {COLUMNS} |")
     print("|" + "---|" * len(COLUMNS.split(" | ")), flush=True)
     for pod in PODS:
-        if args.only in ("", pod.topology):
+        if args.only in (None, pod.topology):
             print(row(pod), flush=True)
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", default="", help="a topology, as v5e:4x4; all by default")
+    known = sorted({pod.topology for pod in PODS})
+    parser.add_argument("--only", choices=known, help="a topology; all by default")
     return parser.parse_args()
 
 
@@ -84,7 +85,8 @@ def row(pod: Pod) -> str:
         step = compile_step(config, devices)
         seconds = time.process_time() - start
     except UserError as error:
-        return f"| {pod.topology} x {pod.slices} | {pod.model} | {error} |"
+        empty = " |" * (len(COLUMNS.split(" | ")) - 3)
+        return f"| {pod.topology} x {pod.slices} | {pod.model} | {error} |{empty}"
     return describe(pod, config, step, seconds, len(devices), devices[0].device_kind)
 
 

@@ -54,6 +54,7 @@ if command -v nvidia-smi >/dev/null; then
   nvidia-smi --query-gpu=clocks.sm,clocks.mem,power.draw,temperature.gpu \
     --format=csv,noheader,nounits --loop=1 >"$RESULTS/clocks.csv" &
   sampler=$!
+  trap 'kill "$sampler" 2>/dev/null' EXIT
 fi
 
 attention=("$PYTHON" benchmarks/range_attention.py --dtype=bfloat16)
@@ -114,14 +115,15 @@ measure() {
     step)
       check_step
       time_step 1.3b 360 selective:16,selective+O1:16,selective:32,full:32 \
-        none+layers:16,none+layers+max:16,none:16
+        none+layers:16,none+layers:32,none+layers+max:16
       time_step 350m 100 selective:32 none+layers:32
       ;;
     all)
       check_attention
       time_attention 2048 128 16
       check_step
-      time_step 1.3b 240 selective:16,selective:32,full:32 none+layers:16,none+layers+max:16
+      time_step 1.3b 240 selective:16,selective:32,full:32 \
+        none+layers:32,none+layers:16,none+layers+max:16
       time_loss
       ;;
   esac
@@ -137,7 +139,7 @@ import platform
 
 print(f"| Python | {platform.python_version()} |")
 for name in (
-    "jax", "jaxlib", "jax-cuda13-plugin", "jax-cuda12-plugin", "numpy", "optax", "tokamax", "torch",
+    "jax", "jaxlib", "jax-cuda13-plugin", "jax-cuda12-plugin", "numpy", "flax", "optax", "tokamax", "torch",
     "triton", "flash-attn-3", "liger-kernel", "nvidia-cudnn-cu13", "nvidia-cublas",
 ):
     try:

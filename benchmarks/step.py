@@ -52,7 +52,7 @@ MEMORY = {
 """Both sides may use about all of the device, and without holes between arrays."""
 
 LEAST_SECONDS = 15  # with less left, no case is begun
-PACKAGES = "jax", "jaxlib", "optax", "torch", "triton", "numpy"
+PACKAGES = "jax", "jaxlib", "flax", "optax", "torch", "triton", "numpy"
 
 
 class Row(NamedTuple):

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from glm_jax.batch import Batch
 from glm_jax.config import Config
 from glm_jax.errors import UserError
+from glm_jax.parallel.device_kinds import device_kind
 from glm_jax.parallel.sharding import Sharding, make_sharding
 from glm_jax.training.evaluation import check_batches
 from glm_jax.training.step import TrainState, make_train_step, state_shardings
@@ -45,8 +46,8 @@ def compile_step(config: Config, devices: list[jax.Device]) -> CompiledStep:
       devices: of this machine or of `described_devices`.
 
     Raises:
-      UserError: the config does not fit the devices, or the step does not fit their memory (TPUs
-        only: for others the compiler does not say, and `Memory.peak` does).
+      UserError: the config does not fit the devices, or the step does not fit their memory, where
+        that is known (`glm_jax.parallel.device_kinds`).
     """
     if config.model.vocab_size == 0:
         raise UserError("config.model.vocab_size is 0, and there is no tokenizer here to tell it")
@@ -58,12 +59,24 @@ def compile_step(config: Config, devices: list[jax.Device]) -> CompiledStep:
     lowered_at = time.perf_counter()
     compiled = _compile(lowered, devices[0])
     compiled_at = time.perf_counter()
+    memory = _memory(compiled)
+    _check_fits(memory, devices[0].device_kind)
     return CompiledStep(
         lower_seconds=lowered_at - start,
         compile_seconds=compiled_at - lowered_at,
-        memory=_memory(compiled),
+        memory=memory,
         hlo=compiled.as_text(),
     )
+
+
+def _check_fits(memory: Memory, name: str) -> None:
+    """The compiler for TPUs has refused what does not fit; that for GPUs takes everything."""
+    kind = device_kind(name)
+    if kind and memory.peak > kind.hbm_bytes:
+        raise UserError(
+            f"the step does not fit the memory of {name}: it needs {memory.peak / 2**30:.1f} GiB "
+            f"of {kind.hbm_bytes / 2**30:.0f}"
+        )
 
 
 def _compile(lowered: jax.stages.Lowered, device: jax.Device) -> jax.stages.Compiled:

@@ -5,7 +5,7 @@ import pytest
 
 from glm_jax.config import from_dict
 from glm_jax.errors import UserError
-from glm_jax.planning.compiled_step import compile_step
+from glm_jax.planning.compiled_step import Memory, _check_fits, compile_step
 from glm_jax.planning.topologies import described_devices
 
 
@@ -24,6 +24,14 @@ def test_a_missing_compiler_is_named(monkeypatch):
         described_devices("v5p:4x4x4")
     with pytest.raises(UserError, match=r"h200:8 needs JAX for CUDA: pip install 'jax\[cuda13\]'"):
         described_devices("h200:8")
+
+
+def test_a_step_that_a_gpu_cannot_hold_is_refused():
+    memory = Memory(0, 0, 0, 0, peak=150 * 2**30)
+    with pytest.raises(UserError, match=r"memory of NVIDIA H200: it needs 150.0 GiB of 141"):
+        _check_fits(memory, "NVIDIA H200")
+    _check_fits(memory._replace(peak=140 * 2**30), "NVIDIA H200")
+    _check_fits(memory, "cpu")
 
 
 def test_a_batch_that_does_not_divide_and_an_unknown_vocabulary_are_refused():
