@@ -27,9 +27,9 @@ CONFIG = ModelConfig(
 )
 
 
-def devices(data: int, fsdp: int = 1, model: int = 1):
-    config = MeshConfig(data=data, fsdp=fsdp, model=model)
-    return make_sharding(config, jax.devices()[: data * fsdp * model])
+def devices(data: int, fsdp: int = 1, context: int = 1, model: int = 1):
+    config = MeshConfig(data=data, fsdp=fsdp, context=context, model=model)
+    return make_sharding(config, jax.devices()[: data * fsdp * context * model])
 
 
 ONE_DEVICE = devices(1)
@@ -160,7 +160,7 @@ def test_longer_neighbours_change_nothing(scorer, requests, expected):
 
 
 @pytest.mark.multidevice
-@pytest.mark.parametrize("mesh", [(2, 2, 1), (1, 2, 2)])
+@pytest.mark.parametrize("mesh", [(2, 2, 1, 1), (1, 2, 1, 2), (1, 1, 4, 1)])
 def test_a_mesh_gives_the_scores_of_one_device(model, requests, expected, mesh):
     config, params = model
     scorer = Scorer(config, jax.device_get(params), SPECIAL, devices(*mesh), batch_size=3)
