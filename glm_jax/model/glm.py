@@ -73,20 +73,20 @@ class Block(nnx.Module):
         keys = (None, None) if dropout_key is None else jax.random.split(dropout_key)
         normed = self.attention_norm(x)
         out, cache = self.attention(normed, visibility, rotation, cache)
-        x = self._residual(x, normed) + dropout(self._out(out, "attention"), self.dropout, keys[0])
-        x = checkpoint_name(x, "residual")
+        out = dropout(self._out(out, "attention"), self.dropout, keys[0], visibility.order)
+        x = checkpoint_name(self._add(x, normed, out), "residual")
         normed = self.mlp_norm(x)
-        out = self._out(self.mlp(normed), "mlp")
-        x = self._residual(x, normed) + dropout(out, self.dropout, keys[1])
-        return constrain(x, "batch", "norm_sequence", "embed"), cache
+        out = dropout(self._out(self.mlp(normed), "mlp"), self.dropout, keys[1], visibility.order)
+        return self._add(x, normed, out), cache
 
     def _out(self, x, sublayer: str):
         if not self.is_sandwich:
             return x
         return getattr(self, f"{sublayer}_out_norm")(checkpoint_name(x, "residual"))
 
-    def _residual(self, x, normed):
-        return x if self.deepnorm_scale is None else self.deepnorm_scale * normed
+    def _add(self, x, normed, out):
+        residual = x if self.deepnorm_scale is None else self.deepnorm_scale * normed
+        return constrain(residual + out, "batch", "norm_sequence", "embed")
 
 
 class GLM(nnx.Module):
@@ -128,7 +128,7 @@ class GLM(nnx.Module):
             (None, None) if dropout_key is None else jax.random.split(dropout_key)
         )
         x = self._embed(tokens, position, block_position, embedding_gradient_share)
-        x = dropout(x, config.embedding_dropout, embedding_key)
+        x = dropout(x, config.embedding_dropout, embedding_key, visibility.order)
         turn = rotation(config, position, block_position)
         x, cache = self._run_layers(x, visibility, turn, layers_key, cache)
         return self.final_norm(x), cache

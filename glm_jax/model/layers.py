@@ -11,6 +11,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from glm_jax.config import ModelConfig
+from glm_jax.ops.block_order import BlockOrder
 from glm_jax.ops.linear import linear, whole_vector
 from glm_jax.parallel.sharding import WeightLayout, active_layout, constrain
 
@@ -113,11 +114,15 @@ class MLP(nnx.Module):
         return checkpoint_name(constrain(to_hidden(x), "batch", "sequence", "mlp"), "mlp_hidden")
 
 
-def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
-    """Inverted dropout; the identity without a key."""
+def dropout(
+    x: jax.Array, rate: float, key: jax.Array | None, order: BlockOrder | None = None
+) -> jax.Array:
+    """Inverted dropout of x [B, T, D], which is arranged by `order`; the identity without a key."""
     if key is None or rate == 0.0:
         return x
     keep = jax.random.bernoulli(key, 1.0 - rate, x.shape)
+    if order is not None:  # what is dropped does not depend on who has which slots
+        keep = order.arrange(keep)
     return jnp.where(keep, x / (1.0 - rate), jnp.zeros_like(x))
 
 

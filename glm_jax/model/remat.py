@@ -40,8 +40,8 @@ def computed_again(config: ModelConfig) -> tuple[str, ...]:
 
     Returns:
       Names of `Attention` and `MLP` kernels as in the parameters ("query", "up"), and "attention"
-      for the attention over keys. The last projection of a layer is among them only where a norm
-      follows it.
+      for the attention over keys, by one of our own kernels: the others name nothing to keep. The
+      last projection of a layer is among them only where a norm follows it.
     """
     if config.remat == "none":
         return ()

@@ -4,6 +4,8 @@ A device gathers what it needs of a matrix, uses it and drops it, in the forward
 backward pass, and sums its part of the gradient straight into the layout of the parameter (ZeRO-3;
 Rajbhandari et al. 2020, arXiv 1910.02054). Said outright, because the compiler, left to itself, may
 move activations instead, keep gathered matrices for the backward pass, or sum whole gradients.
+Where layers are written out and not a loop (`scan_layers=False`), it may still merge the two
+gathers of a matrix and keep it in between.
 """
 
 from __future__ import annotations

@@ -64,7 +64,10 @@ class Sharding:
         return math.prod(self.mesh.shape[axis] for axis in BATCH_AXES)
 
     def place(self, batch):
-        """Moves this host's rows of a batch (numpy arrays [B, T]) onto the devices."""
+        """Moves this host's rows of a batch (numpy arrays [B, T]) onto the devices.
+
+        The devices that share a row must be of one host.
+        """
         return jax.make_array_from_process_local_data(self.slots, batch)
 
     def place_rows(self, rows):
@@ -204,9 +207,11 @@ def _split(mesh: Mesh, rules: dict[str, tuple[str, ...]], axis: str, size: int) 
     """The mesh axes over which a logical axis of this size is split."""
     mesh_axes = rules.get(axis, ())
     parts = _num_parts(mesh, mesh_axes)
+    if axis == "norm_sequence" and size % parts:
+        return _split(mesh, rules, "sequence", size)
     # Every device has all key heads where there are fewer of them than devices (GQA).
     repeats = axis == "kv_heads" and parts > size and parts % size == 0
-    stays_whole = axis in ("sequence", "norm_sequence") and size % parts
+    stays_whole = axis == "sequence" and size % parts
     return () if repeats or stays_whole else mesh_axes
 
 

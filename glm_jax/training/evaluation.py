@@ -20,9 +20,11 @@ def check_batches(config: Config, sharding: Sharding) -> None:
 
     Raises:
       UserError: a micro-batch, or one of validation, would not give every device the same number of
-        rows or slots, or several processes share the mesh, for which rows are not handed out yet.
+        rows, slots or heads, or several processes share the mesh, for which rows are not handed out
+        yet.
     """
     check_validation_batch(config, sharding)
+    _check_heads(config.model.num_heads, sharding)
     grid = BatchGrid(config)
     for stage in grid.stages:
         _check_slots(f"stages.{stage.name}", stage.config.data.seq_length, sharding)
@@ -36,6 +38,15 @@ def check_validation_batch(config: Config, sharding: Sharding) -> None:
     _check_rows(config.training.batch_size, 1, "", sharding)
     if jax.process_count() > 1:
         raise UserError(f"one process can train, JAX was started with {jax.process_count()}")
+
+
+def _check_heads(num_heads: int, sharding: Sharding) -> None:
+    devices = sharding.mesh.shape["model"]
+    if num_heads % devices:
+        raise UserError(
+            f"config.model.num_heads {num_heads} is not divisible by the {devices} devices of mesh "
+            "axis model"
+        )
 
 
 def _check_slots(section: str, seq_length: int, sharding: Sharding) -> None:

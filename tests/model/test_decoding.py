@@ -182,11 +182,7 @@ def test_draws_follow_the_slow_logits(model, tokenizer, filler):
 @pytest.mark.multidevice
 @pytest.mark.parametrize(
     ("rules", "sizes"),
-    [
-        ("dp", {"data": 4}),
-        ("fsdp_model", {"data": 1, "fsdp": 2, "model": 2}),
-        ("fsdp_model", {"data": 2, "context": 2}),
-    ],
+    [("dp", {"data": 2, "context": 2}), ("fsdp_model", {"data": 1, "fsdp": 2, "model": 2})],
 )
 def test_every_mesh_fills_as_one_device(model, tokenizer, filler, rules, sizes):
     sharding = make_sharding(MeshConfig(rules=rules, **sizes))

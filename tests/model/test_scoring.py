@@ -160,7 +160,7 @@ def test_longer_neighbours_change_nothing(scorer, requests, expected):
 
 
 @pytest.mark.multidevice
-@pytest.mark.parametrize("mesh", [(2, 2, 1, 1), (1, 2, 1, 2), (1, 1, 4, 1)])
+@pytest.mark.parametrize("mesh", [(2, 1, 2, 1), (1, 2, 1, 2)])
 def test_a_mesh_gives_the_scores_of_one_device(model, requests, expected, mesh):
     config, params = model
     scorer = Scorer(config, jax.device_get(params), SPECIAL, devices(*mesh), batch_size=3)
