@@ -33,6 +33,11 @@ jax.config.update("jax_cpu_enable_async_dispatch", False)
 _FIXTURES = ROOT.parent / "shared" / "fixtures"
 
 
+def pytest_collection_modifyitems(items):
+    """The longest first, so that no process waits for them at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("aot") is None)
+
+
 @pytest.fixture(scope="session")
 def fixtures() -> Path:
     """The folder of reference numbers; it is not part of the repository."""

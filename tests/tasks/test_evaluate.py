@@ -204,7 +204,7 @@ def test_cloze_on_four_devices_is_that_of_one(workdir, jsonl):
         (["--task=loss", "--step=77"], "has no checkpoint 77"),
         (
             ["--task=loss", "--fsdp=3"],
-            "config.mesh data=-1, fsdp=3, model=1 does not fit 1 devices",
+            "config.mesh data=-1, fsdp=3, context=1, model=1 does not fit 1 devices",
         ),
         (["--task=loss", "--ema"], "keeps no moving average"),
         (["--task=harness"], "--harness_tasks is required"),
