@@ -20,9 +20,10 @@ from glm_jax.errors import UserError
 from glm_jax.parallel.device_kinds import device_kind
 from glm_jax.planning.collectives import census, fsdp_minimum, layer_traffic
 from glm_jax.planning.compiled_step import CompiledStep, compile_step
+from glm_jax.planning.expected import text_rows
 from glm_jax.planning.roofline import roofline
 from glm_jax.planning.topologies import described_devices
-from glm_jax.training.flops import Counts, model_costs
+from glm_jax.training.flops import model_costs
 
 LENGTH, TARGET_SHARE = 2048, 0.15
 GIB, MB = 2**30, 1e6
@@ -114,7 +115,7 @@ def describe(
         for kind, sent in sorted(traffic.by_kind.items())
         if sent >= 0.01 * traffic.total
     )
-    bound = roofline(config, step, device_kind(device), counts(pod.rows))
+    bound = roofline(config, step, device_kind(device), text_rows(pod.rows, LENGTH, TARGET_SHARE))
     slices = "" if pod.slices == 1 else f" x {pod.slices} slices"
     cells = (
         f"{pod.topology}{slices}, data={pod.data} fsdp={num_devices // pod.data}",
@@ -130,15 +131,6 @@ def describe(
         f"{100 * bound.mfu:.0f} %",
     )
     return f"| {' | '.join(cells)} |"
-
-
-def counts(rows: int) -> Counts:
-    """Of rows that each hold one text, its end blanked."""
-    context = round(LENGTH * (1 - TARGET_SHARE))
-    answer = LENGTH - context
-    pairs = LENGTH * context + answer * (answer + 1) / 2
-    slots = rows * LENGTH
-    return Counts(slots, slots, rows * answer, rows * pairs, LENGTH)
 
 
 def versions() -> str:

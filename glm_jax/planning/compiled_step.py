@@ -1,5 +1,6 @@
 """The training step, compiled for devices that need not exist."""
 
+import math
 import re
 import time
 from typing import NamedTuple
@@ -26,6 +27,19 @@ class Memory(NamedTuple):
     peak: int  # the most that lives at once, arguments among it
 
 
+class DoesNotFit(UserError):
+    """The step needs more memory than a device has.
+
+    Attributes:
+      needed: bytes on each device; infinite where the compiler does not say.
+    """
+
+    def __init__(self, device: str, needed: float, has: str):
+        said = "more" if math.isinf(needed) else f"{needed / 2**30:.1f} GiB"
+        super().__init__(f"the step does not fit the memory of {device}: it needs {said} of {has}")
+        self.needed = needed
+
+
 class CompiledStep(NamedTuple):
     lower_seconds: float
     compile_seconds: float
@@ -46,8 +60,9 @@ def compile_step(config: Config, devices: list[jax.Device]) -> CompiledStep:
       devices: of this machine or of `described_devices`.
 
     Raises:
-      UserError: the config does not fit the devices, or the step does not fit their memory, where
-        that is known (`glm_jax.parallel.device_kinds`).
+      UserError: the config does not fit the devices.
+      DoesNotFit: nor does the step their memory, where that is known
+        (`glm_jax.parallel.device_kinds`).
     """
     if config.model.vocab_size == 0:
         raise UserError("config.model.vocab_size is 0, and there is no tokenizer here to tell it")
@@ -55,12 +70,13 @@ def compile_step(config: Config, devices: list[jax.Device]) -> CompiledStep:
     check_batches(config, sharding)
     step = make_train_step(config, sharding, max(1, len(config.data.sources)))
     start = time.perf_counter()
-    lowered = step.lower(_abstract_state(config, sharding), _abstract_batch(config, sharding))
+    lowered = step.lower(abstract_state(config, sharding), abstract_batch(config, sharding))
     lowered_at = time.perf_counter()
     compiled = _compile(lowered, devices[0])
     compiled_at = time.perf_counter()
     memory = _memory(compiled)
-    _check_fits(memory, devices[0].device_kind)
+    # The compiler for TPUs has refused what does not fit; that for GPUs takes everything.
+    check_fits(memory.peak, devices[0].device_kind)
     return CompiledStep(
         lower_seconds=lowered_at - start,
         compile_seconds=compiled_at - lowered_at,
@@ -69,14 +85,16 @@ def compile_step(config: Config, devices: list[jax.Device]) -> CompiledStep:
     )
 
 
-def _check_fits(memory: Memory, name: str) -> None:
-    """The compiler for TPUs has refused what does not fit; that for GPUs takes everything."""
-    kind = device_kind(name)
-    if kind and memory.peak > kind.hbm_bytes:
-        raise UserError(
-            f"the step does not fit the memory of {name}: it needs {memory.peak / 2**30:.1f} GiB "
-            f"of {kind.hbm_bytes / 2**30:.0f}"
-        )
+def check_fits(needed: float, device: str) -> None:
+    """Refuses bytes that a device of this kind does not have, where that is known.
+
+    Raises:
+      DoesNotFit: naming both.
+    """
+    kind = device_kind(device)
+    if kind and needed > kind.hbm_bytes:
+        over = (needed - kind.hbm_bytes) / 2**30
+        raise DoesNotFit(device, needed, f"{kind.hbm_bytes / 2**30:.0f}, {over:.1f} too much")
 
 
 def _compile(lowered: jax.stages.Lowered, device: jax.Device) -> jax.stages.Compiled:
@@ -86,19 +104,26 @@ def _compile(lowered: jax.stages.Lowered, device: jax.Device) -> jax.stages.Comp
         message = str(error)
         if "RESOURCE_EXHAUSTED" not in message:
             raise
-        raise UserError(
-            f"the step does not fit the memory of {device.device_kind}: {message.splitlines()[0]}"
-        ) from error
+        first = message.splitlines()[0]
+        raise DoesNotFit(device.device_kind, _needed(first), f"what it has ({first})") from error
 
 
-def _abstract_state(config: Config, sharding: Sharding) -> TrainState:
+def _needed(message: str) -> float:
+    """Bytes, from what the compiler for TPUs says of memory that does not suffice."""
+    found = re.search(r"Used ([\d.]+)([KMGT]) of", message)
+    return float(found[1]) * 2 ** (10 * "_KMGT".index(found[2])) if found else math.inf
+
+
+def abstract_state(config: Config, sharding: Sharding) -> TrainState:
+    """Shapes, dtypes and layout of the state that a step takes."""
     shapes, shardings = state_shardings(config, sharding)
     return jax.tree.map(
         lambda x, laid: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=laid), shapes, shardings
     )
 
 
-def _abstract_batch(config: Config, sharding: Sharding) -> Batch:
+def abstract_batch(config: Config, sharding: Sharding) -> Batch:
+    """Shapes, dtypes and layout of the batch [B, T] that a step takes."""
     rows, length = config.training.batch_size, config.data.seq_length
     dtypes = Batch(*[jnp.int32] * len(Batch._fields))._replace(weights=jnp.float32)
     return jax.tree.map(

@@ -1,11 +1,13 @@
 """What is refused before anything is compiled."""
 
+import math
+
 import jax
 import pytest
 
 from glm_jax.config import from_dict
 from glm_jax.errors import UserError
-from glm_jax.planning.compiled_step import Memory, _check_fits, compile_step
+from glm_jax.planning.compiled_step import DoesNotFit, _needed, check_fits, compile_step
 from glm_jax.planning.topologies import described_devices
 
 
@@ -27,11 +29,18 @@ def test_a_missing_compiler_is_named(monkeypatch):
 
 
 def test_a_step_that_a_gpu_cannot_hold_is_refused():
-    memory = Memory(0, 0, 0, 0, peak=150 * 2**30)
-    with pytest.raises(UserError, match=r"memory of NVIDIA H200: it needs 150.0 GiB of 141"):
-        _check_fits(memory, "NVIDIA H200")
-    _check_fits(memory._replace(peak=140 * 2**30), "NVIDIA H200")
-    _check_fits(memory, "cpu")
+    message = r"memory of NVIDIA H200: it needs 150.0 GiB of 141, 9.0 too much"
+    with pytest.raises(DoesNotFit, match=message) as refused:
+        check_fits(150 * 2**30, "NVIDIA H200")
+    assert refused.value.needed == 150 * 2**30
+    check_fits(140 * 2**30, "NVIDIA H200")
+    check_fits(150 * 2**30, "cpu")
+
+
+def test_what_the_compiler_for_tpus_refuses_says_how_much_it_needs():
+    message = "Ran out of memory in memory space hbm. Used 18.50G of 15.75G hbm. Exceeded hbm"
+    assert _needed(message) == 18.5 * 2**30
+    assert _needed("out of memory") == math.inf
 
 
 def test_a_batch_that_does_not_divide_and_an_unknown_vocabulary_are_refused():
