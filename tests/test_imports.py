@@ -40,7 +40,7 @@ ALLOWED = {
     "almanac": BASE | {"cli", "folders", "language"},
     "planning": BASE | {"parallel", "model", "training"},
 }
-VERBS = {"prepare", "train", "evaluate", "fill", "export", "report"}
+VERBS = {"prepare", "train", "evaluate", "fill", "export", "report", "fit"}
 NO_JAX = {"objective", "config", "config_checks", "tokenizer", "documents", "language"}
 NO_JAX |= {"errors", "batch", "text_units", "decontamination", "preparation", "stages"}
 LIGHT = {"config", "config_checks", "objective", "ops", "model", "batch", "tokenizer", "parallel"}

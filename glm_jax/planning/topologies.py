@@ -1,5 +1,6 @@
-"""Devices that this machine does not have, described to the compiler."""
+"""Devices that this machine need not have, described to the compiler."""
 
+import contextlib
 import importlib.util
 import os
 import re
@@ -10,7 +11,7 @@ from jax.experimental import topologies
 from glm_jax.errors import UserError
 
 _TPUS = {"v4": "2x2x1", "v5e": "4x4", "v5p": "4x4x4", "v6e": "8x8"}
-_KNOWN = ", ".join([*(f"{name}:{chips}" for name, chips in _TPUS.items()), "h200:8"])
+_KNOWN = ", ".join([*(f"{name}:{chips}" for name, chips in _TPUS.items()), "h200:8", "cpu:4"])
 _CUDA_PLUGINS = ("jax_cuda13_plugin", "jax_cuda12_plugin")
 
 
@@ -19,7 +20,8 @@ def described_devices(name: str, num_slices: int = 1) -> list[jax.Device]:
 
     Args:
       name: a generation of TPUs with the chips along each side of its torus, as v5e:4x4 or
-        v5p:4x4x4, or h200 with the GPUs of one machine, as h200:8.
+        v5p:4x4x4, or h200 with the GPUs of one machine, as h200:8, or cpu with virtual devices of
+        this process, as cpu:4.
       num_slices: such slices of TPUs, joined by the data centre's network.
 
     Raises:
@@ -28,12 +30,23 @@ def described_devices(name: str, num_slices: int = 1) -> list[jax.Device]:
     generation, _, size = name.partition(":")
     if generation == "h200" and re.fullmatch(r"[1-8]", size) and num_slices == 1:
         return _gpus(int(size))
+    if generation == "cpu" and re.fullmatch(r"[1-9]\d*", size) and num_slices == 1:
+        return _cpus(int(size))
     if generation in _TPUS and re.fullmatch(r"\d+(x\d+){1,2}", size) and num_slices > 0:
         return _tpus(name, generation, num_slices)
     slices = "" if num_slices == 1 else f" x {num_slices} slices"
     raise UserError(
         f"topology {name}{slices} is not known; known, with other numbers too: {_KNOWN}"
     )
+
+
+def _cpus(count: int) -> list[jax.Device]:
+    with contextlib.suppress(RuntimeError):  # jax has counted its devices already
+        jax.config.update("jax_num_cpu_devices", count)
+    devices = jax.devices("cpu")
+    if len(devices) < count:
+        raise UserError(f"topology cpu:{count}: this process has {len(devices)} of them already")
+    return devices[:count]
 
 
 def _tpus(name: str, generation: str, num_slices: int) -> list[jax.Device]:
