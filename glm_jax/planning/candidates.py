@@ -1,6 +1,7 @@
 """Ways to lay a run out over devices, the promising ones first, by arithmetic alone."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -17,6 +18,8 @@ LONG_ROW = 8192
 """Slots from which on rows are split over devices, which costs traffic and saves activations."""
 
 REMAT = ("none", "selective", "full")
+
+_costs = functools.cache(model_costs)
 
 
 class Candidate(NamedTuple):
@@ -81,7 +84,7 @@ def candidates(
         changed = candidate.within(config)
         too_large = estimated_bytes(changed, candidate) > limit
         counts = expected_counts(changed, changed.training.batch_size / num_devices)
-        compute = model_costs(changed.model).of_step(counts).hardware
+        compute = _costs(changed.model).of_step(counts).hardware
         return too_large, compute, _sent(changed, candidate), candidate.saves
 
     return sorted(found, key=worth)
@@ -123,7 +126,7 @@ def estimated_bytes(config: Config, candidate: Candidate) -> float:
 
     For an order to try things in; what fits, the compiler says.
     """
-    model, costs = config.model, model_costs(config.model)
+    model, costs = config.model, _costs(config.model)
     rules = PRESETS[config.mesh.rules]
     parts = math.prod(
         [candidate.fsdp * candidate.context] * ("embed" in rules)
@@ -154,7 +157,7 @@ def _sent(config: Config, candidate: Candidate) -> float:
     """
     model = config.model
     data, fsdp, context, size = candidate.mesh
-    weights = model_costs(model).layer_weights // model.num_layers // size
+    weights = _costs(model).layer_weights // model.num_layers // size
     times = candidate.accumulation_steps
     sent = times * fsdp_minimum(weights, fsdp * context, data, compute_bytes=2)
     slots = config.training.batch_size * config.data.seq_length / (data * fsdp)

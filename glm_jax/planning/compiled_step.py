@@ -34,9 +34,8 @@ class DoesNotFit(UserError):
       needed: bytes on each device; infinite where the compiler does not say.
     """
 
-    def __init__(self, device: str, needed: float, has: str):
-        said = "more" if math.isinf(needed) else f"{needed / 2**30:.1f} GiB"
-        super().__init__(f"the step does not fit the memory of {device}: it needs {said} of {has}")
+    def __init__(self, device: str, problem: str, needed: float):
+        super().__init__(f"the step does not fit the memory of {device}: {problem}")
         self.needed = needed
 
 
@@ -89,12 +88,16 @@ def check_fits(needed: float, device: str) -> None:
     """Refuses bytes that a device of this kind does not have, where that is known.
 
     Raises:
-      DoesNotFit: naming both.
+      DoesNotFit: saying by how much.
     """
     kind = device_kind(device)
     if kind and needed > kind.hbm_bytes:
-        over = (needed - kind.hbm_bytes) / 2**30
-        raise DoesNotFit(device, needed, f"{kind.hbm_bytes / 2**30:.0f}, {over:.1f} too much")
+        raise DoesNotFit(device, _too_much(needed, kind.hbm_bytes), needed)
+
+
+def _too_much(needed: float, has: float) -> str:
+    needed, has = needed / 2**30, has / 2**30
+    return f"it needs {needed:.1f} GiB of {has:.4g}, {needed - has:.1f} too much"
 
 
 def _compile(lowered: jax.stages.Lowered, device: jax.Device) -> jax.stages.Compiled:
@@ -104,14 +107,22 @@ def _compile(lowered: jax.stages.Lowered, device: jax.Device) -> jax.stages.Comp
         message = str(error)
         if "RESOURCE_EXHAUSTED" not in message:
             raise
-        first = message.splitlines()[0]
-        raise DoesNotFit(device.device_kind, _needed(first), f"what it has ({first})") from error
+        raise _refusal(message.splitlines()[0], device.device_kind) from error
 
 
-def _needed(message: str) -> float:
-    """Bytes, from what the compiler for TPUs says of memory that does not suffice."""
-    found = re.search(r"Used ([\d.]+)([KMGT]) of", message)
-    return float(found[1]) * 2 ** (10 * "_KMGT".index(found[2])) if found else math.inf
+_NEEDED = (
+    r"Used ([\d.]+)([KMGT]) of ([\d.]+)([KMGT]) hbm",
+    r"\(([\d.]+)([KMGT])\) exceeds available HBM \(([\d.]+)([KMGT])\)",
+)
+"""How the compiler for TPUs says what is needed and what there is; the latter of temporaries."""
+
+
+def _refusal(message: str, device: str) -> DoesNotFit:
+    for pattern in _NEEDED:
+        if found := re.search(pattern, message):
+            needed, has = (float(found[i]) * 1024 ** "_KMGT".index(found[i + 1]) for i in (1, 3))
+            return DoesNotFit(device, _too_much(needed, has), needed)
+    return DoesNotFit(device, message, math.inf)
 
 
 def abstract_state(config: Config, sharding: Sharding) -> TrainState:

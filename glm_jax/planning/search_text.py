@@ -1,7 +1,5 @@
 """What a search tried, as people read it."""
 
-import math
-
 from glm_jax.errors import UserError
 from glm_jax.planning.compiled_step import DoesNotFit
 from glm_jax.planning.search import Tried
@@ -51,5 +49,6 @@ def _nothing(found: list[Tried]) -> str:
     if not large:
         return "no mesh of these devices divides the config's rows, heads and widths"
     nearest = min(large, key=lambda tried: tried.problem.needed)
-    said = "" if math.isinf(nearest.problem.needed) else f": {nearest.problem}"
-    return f"none of {len(found)} fits; nearest is {nearest.candidate.overrides()}{said}"
+    return (
+        f"none of {len(found)} fits; nearest is {nearest.candidate.overrides()}: {nearest.problem}"
+    )

@@ -7,7 +7,7 @@ import pytest
 
 from glm_jax.config import from_dict
 from glm_jax.errors import UserError
-from glm_jax.planning.compiled_step import DoesNotFit, _needed, check_fits, compile_step
+from glm_jax.planning.compiled_step import DoesNotFit, _refusal, check_fits, compile_step
 from glm_jax.planning.topologies import described_devices
 
 
@@ -37,10 +37,23 @@ def test_a_step_that_a_gpu_cannot_hold_is_refused():
     check_fits(150 * 2**30, "cpu")
 
 
-def test_what_the_compiler_for_tpus_refuses_says_how_much_it_needs():
-    message = "Ran out of memory in memory space hbm. Used 18.50G of 15.75G hbm. Exceeded hbm"
-    assert _needed(message) == 18.5 * 2**30
-    assert _needed("out of memory") == math.inf
+@pytest.mark.parametrize(
+    "message",
+    [
+        "Ran out of memory in memory space hbm. Used 18.50G of 15.75G hbm. Exceeded hbm capacity",
+        "memory required for HLO temporaries (18.50G) exceeds available HBM (15.75G).",
+    ],
+)
+def test_what_the_compiler_for_tpus_refuses_says_by_how_much(message):
+    refusal = _refusal(message, "TPU v5e")
+    assert str(refusal).endswith("of TPU v5e: it needs 18.5 GiB of 15.75, 2.8 too much")
+    assert refusal.needed == 18.5 * 2**30
+
+
+def test_a_refusal_without_sizes_is_repeated():
+    refusal = _refusal("out of memory", "TPU v5e")
+    assert str(refusal).endswith("of TPU v5e: out of memory")
+    assert refusal.needed == math.inf
 
 
 def test_a_batch_that_does_not_divide_and_an_unknown_vocabulary_are_refused():
