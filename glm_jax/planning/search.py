@@ -1,5 +1,6 @@
 """Compiles ways to lay a run out over devices, and ranks what fits."""
 
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -8,7 +9,7 @@ import jax
 from glm_jax.config import Config
 from glm_jax.errors import UserError
 from glm_jax.parallel.device_kinds import device_kind
-from glm_jax.planning.candidates import Candidate, candidates
+from glm_jax.planning.candidates import Candidate, candidates, estimated_bytes
 from glm_jax.planning.compiled_step import DoesNotFit
 from glm_jax.planning.plan import StepPlan, compile_for, describe_step
 
@@ -31,32 +32,31 @@ class Tried(NamedTuple):
 def search(
     config: Config, devices: list[jax.Device], num_slices: int, max_compiles: int
 ) -> Iterator[Tried]:
-    """Tries candidates as they are worth it; those that cannot fit are not compiled.
+    """Tries candidates as they are worth it.
 
-    Of one mesh, what saves less memory than a candidate that did not fit is left out.
+    After one that does not fit, those of its remat that would not fit either, if `estimated_bytes`
+    is wrong of them in the same proportion, are left out.
 
     Args:
       config: one part of a run, with no stages.
-      max_compiles: steps that are compiled at most.
+      max_compiles: steps that are compiled at most, those that do not fit too.
     """
     kind = device_kind(devices[0].device_kind)
-    too_large: list[Candidate] = []
+    limit = math.inf if kind is None else kind.hbm_bytes
+    needed_of_estimate: dict[str, float] = {}
     compiled = 0
     for candidate in candidates(config, len(devices), num_slices, kind):
         if compiled == max_compiles:
             return
-        if any(_saves_less(candidate, other) for other in too_large):
+        estimate = estimated_bytes(candidate.within(config), candidate)
+        if estimate * needed_of_estimate.get(candidate.remat, 0.0) > limit:
             continue
         tried = _try(config, candidate, devices)
         if isinstance(tried.problem, DoesNotFit):
-            too_large.append(candidate)
+            needed = tried.problem.needed if math.isfinite(tried.problem.needed) else limit
+            needed_of_estimate[candidate.remat] = needed / estimate
         compiled += tried.plan is not None or isinstance(tried.problem, DoesNotFit)
         yield tried
-
-
-def _saves_less(candidate: Candidate, other: Candidate) -> bool:
-    pairs = zip(candidate.saves, other.saves, strict=True)
-    return candidate.mesh == other.mesh and all(a <= b for a, b in pairs)
 
 
 def _try(config: Config, candidate: Candidate, devices: list[jax.Device]) -> Tried:

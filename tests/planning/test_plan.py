@@ -139,7 +139,7 @@ def test_what_should_fit_comes_first():
     unlimited = candidates(run, 16, 1, None)[0]
     first = candidates(run, 16, 1, device_kind("TPU v5e"))[0]
     assert (unlimited.remat, unlimited.accumulation_steps) == ("none", 1)
-    assert first.saves > unlimited.saves
+    assert (first.remat, first.accumulation_steps) != ("none", 1)
 
 
 def test_a_state_that_is_too_large_is_refused_before_anything_is_compiled(monkeypatch):
@@ -158,6 +158,23 @@ def test_a_search_in_which_nothing_fits_names_the_nearest(monkeypatch):
         UserError, match=r"none of \d fits; nearest is --config.mesh.data=1 .*needs"
     ):
         describe_ranking(found)
+
+
+def test_what_one_refusal_rules_out_is_not_compiled(monkeypatch):
+    """The first needs ten times what there is: so does all of its remat that is not far smaller."""
+    monkeypatch.setattr("glm_jax.parallel.device_kinds._KINDS", {"cpu": device_kind("TPU v5e")})
+    tried = []
+
+    def refuse(config, devices):
+        tried.append(config.model.remat)
+        raise DoesNotFit("cpu", "too much", 160 * 2**30)
+
+    monkeypatch.setattr("glm_jax.planning.search.compile_for", refuse)
+    run = config(training={"batch_size": 8})
+    found = list(search(run, jax.devices()[:1], num_slices=1, max_compiles=12))
+    assert sorted(tried) == ["full", "none", "selective"]
+    assert len(candidates(run, 1, 1, None)) == 12
+    assert len(found) == 3
 
 
 TINY_DEVICE = device_kind("TPU v5e").__class__(1e12, 1000.0, 1e9, 1e9)
