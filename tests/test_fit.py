@@ -95,5 +95,5 @@ def test_a_search_ranks_what_it_compiled():
     assert [tried.problem for tried in found] == [None] * 3
     said = describe_ranking(found)
     best = min(found, key=lambda tried: tried.rank)
-    assert "3 of 3 fit, by operations" in said
+    assert "3 of 3 tried fit, by operations" in said
     assert said.endswith(f"best: {best.candidate.overrides()}")

@@ -141,6 +141,16 @@ def make_sharding(config: MeshConfig, devices: list[jax.Device] | None = None) -
     Raises:
       UserError: unknown preset, unknown axis in an override, or sizes that do not fit.
     """
+    rules = rules_of(config)
+    return Sharding(make_mesh(config, devices), rules)
+
+
+def rules_of(config: MeshConfig) -> dict[str, tuple[str, ...]]:
+    """Mesh axes of each logical axis of a parameter: the preset with its overrides.
+
+    Raises:
+      UserError: unknown preset, or unknown axis in an override.
+    """
     if config.rules not in PRESETS:
         raise UserError(
             f"config.mesh.rules must be one of {', '.join(PRESETS)}, got {config.rules!r}"
@@ -156,7 +166,7 @@ def make_sharding(config: MeshConfig, devices: list[jax.Device] | None = None) -
                 f"got {mesh_axis!r}"
             )
     overrides = {axis: (name,) if name else () for axis, name in config.overrides.items()}
-    return Sharding(make_mesh(config, devices), PRESETS[config.rules] | overrides)
+    return PRESETS[config.rules] | overrides
 
 
 def parameter_table(shapes: dict, shardings: dict) -> str:

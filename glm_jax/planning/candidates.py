@@ -9,7 +9,7 @@ from typing import NamedTuple
 from glm_jax.config import Config, ModelConfig
 from glm_jax.parallel.device_kinds import DeviceKind
 from glm_jax.parallel.mesh import AXES
-from glm_jax.parallel.sharding import PRESETS
+from glm_jax.parallel.sharding import rules_of
 from glm_jax.planning.collectives import fsdp_minimum
 from glm_jax.planning.expected import expected_counts
 from glm_jax.training.flops import model_costs
@@ -87,19 +87,19 @@ def candidates(
 
 def _meshes(config: Config, num_devices: int, num_slices: int) -> Iterator[tuple[int, ...]]:
     """Sizes of `AXES` that use every device; an axis that the rules leave idle is 1."""
-    rules, model = PRESETS[config.mesh.rules], config.model
+    rules, model = rules_of(config.mesh), config.model
     length = config.data.seq_length
     for size in _divisors(num_devices):
-        idle = size > 1 and "heads" not in rules
+        idle = size > 1 and not rules.get("heads")
         if idle or any(
             width % size for width in (model.num_heads, model.mlp_dim, model.vocab_size)
         ):
             continue
         for context in _divisors(num_devices // size):
-            if context > 1 and (length < LONG_ROW or "embed" not in rules or length % context):
+            if context > 1 and (length < LONG_ROW or not rules.get("embed") or length % context):
                 continue
             for fsdp in _divisors(num_devices // size // context):
-                idle = fsdp > 1 and "embed" not in rules
+                idle = fsdp > 1 and not rules.get("embed")
                 data = num_devices // size // context // fsdp
                 if not idle and model.hidden_dim % (fsdp * context) == 0 and data % num_slices == 0:
                     yield data, fsdp, context, size
@@ -119,15 +119,15 @@ def _divisors(number: int) -> list[int]:
 def estimated_bytes(config: Config, candidate: Candidate) -> float:
     """About what a device needs: its state, gradients in float32, what the layers keep.
 
-    For an order to try things in; what fits, the compiler says. Without remat a layer keeps about
-    four times the results of its products: `glm_2021:base` did on v5e:4x4, by what libtpu 0.0.42.1
-    refused.
+    For an order to try things in; what fits, the compiler says. Without remat a layer keeps more
+    than the results of its products: all temporaries of `glm_2021:base` on v5e:4x4, which libtpu
+    0.0.42.1 refused, were 4.7 times those.
     """
     model, costs = config.model, _costs(config.model)
-    rules = PRESETS[config.mesh.rules]
+    rules = rules_of(config.mesh)
     parts = math.prod(
-        [candidate.fsdp * candidate.context] * ("embed" in rules)
-        + [candidate.model] * ("heads" in rules)
+        [candidate.fsdp * candidate.context] * bool(rules.get("embed"))
+        + [candidate.model] * bool(rules.get("heads"))
     )
     weights = costs.layer_weights + costs.head_weights
     state = 16 * weights / parts  # parameter, gradient and two moments

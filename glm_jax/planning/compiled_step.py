@@ -34,8 +34,8 @@ class DoesNotFit(UserError):
       needed: bytes on each device; infinite where the compiler does not say.
     """
 
-    def __init__(self, device: str, problem: str, needed: float):
-        super().__init__(f"the step does not fit the memory of {device}: {problem}")
+    def __init__(self, what: str, device: str, problem: str, needed: float):
+        super().__init__(f"{what} does not fit the memory of {device}: {problem}")
         self.needed = needed
 
 
@@ -75,7 +75,7 @@ def compile_step(config: Config, devices: list[jax.Device]) -> CompiledStep:
     compiled_at = time.perf_counter()
     memory = _memory(compiled, devices[0].platform)
     # The compiler for TPUs has refused what does not fit; that for GPUs takes everything.
-    check_fits(memory.peak, devices[0].device_kind)
+    check_fits("the step", memory.peak, devices[0].device_kind)
     return CompiledStep(
         lower_seconds=lowered_at - start,
         compile_seconds=compiled_at - lowered_at,
@@ -84,7 +84,7 @@ def compile_step(config: Config, devices: list[jax.Device]) -> CompiledStep:
     )
 
 
-def check_fits(needed: float, device: str) -> None:
+def check_fits(what: str, needed: float, device: str) -> None:
     """Refuses bytes that a device of this kind does not have, where that is known.
 
     Raises:
@@ -92,7 +92,7 @@ def check_fits(needed: float, device: str) -> None:
     """
     kind = device_kind(device)
     if kind and needed > kind.hbm_bytes:
-        raise DoesNotFit(device, _too_much(needed, kind.hbm_bytes), needed)
+        raise DoesNotFit(what, device, _too_much(needed, kind.hbm_bytes), needed)
 
 
 def _too_much(needed: float, has: float) -> str:
@@ -121,8 +121,8 @@ def _refusal(message: str, device: str) -> DoesNotFit:
     for pattern in _NEEDED:
         if found := re.search(pattern, message):
             needed, has = (float(found[i]) * 1024 ** "_KMGT".index(found[i + 1]) for i in (1, 3))
-            return DoesNotFit(device, _too_much(needed, has), needed)
-    return DoesNotFit(device, message, math.inf)
+            return DoesNotFit("the step", device, _too_much(needed, has), needed)
+    return DoesNotFit("the step", device, message, math.inf)
 
 
 def abstract_state(config: Config, sharding: Sharding) -> TrainState:

@@ -112,7 +112,7 @@ def compile_for(config: Config, devices: list[jax.Device]) -> CompiledStep:
       DoesNotFit: nor does the state, before anything is compiled, or the step their memory.
     """
     held = held_bytes(config, make_sharding(config.mesh, devices))
-    check_fits(sum(held), devices[0].device_kind)
+    check_fits("the state with a batch", sum(held), devices[0].device_kind)
     return compile_step(config, devices)
 
 

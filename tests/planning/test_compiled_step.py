@@ -31,10 +31,10 @@ def test_a_missing_compiler_is_named(monkeypatch):
 def test_a_step_that_a_gpu_cannot_hold_is_refused():
     message = r"memory of NVIDIA H200: it needs 150.0 GiB of 141, 9.0 too much"
     with pytest.raises(DoesNotFit, match=message) as refused:
-        check_fits(150 * 2**30, "NVIDIA H200")
+        check_fits("the step", 150 * 2**30, "NVIDIA H200")
     assert refused.value.needed == 150 * 2**30
-    check_fits(140 * 2**30, "NVIDIA H200")
-    check_fits(150 * 2**30, "cpu")
+    check_fits("the step", 140 * 2**30, "NVIDIA H200")
+    check_fits("the step", 150 * 2**30, "cpu")
 
 
 @pytest.mark.parametrize(

@@ -124,6 +124,8 @@ def test_axes_that_the_rules_leave_idle_are_not_tried():
     assert {c.mesh for c in candidates(run, 8, 1, None)} == {(8, 1, 1, 1)}
     run = config(mesh={"rules": "fsdp"}, training={"batch_size": 8})
     assert {c.model for c in candidates(run, 8, 1, None)} == {1}
+    with pytest.raises(UserError, match="config.mesh.rules must be one of .*, got 'none'"):
+        candidates(config(mesh={"rules": "none"}), 8, 1, None)
 
 
 def test_long_rows_are_split():
@@ -145,7 +147,7 @@ def test_what_should_fit_comes_first():
 def test_a_state_that_is_too_large_is_refused_before_anything_is_compiled(monkeypatch):
     monkeypatch.setattr("glm_jax.parallel.device_kinds._KINDS", {"cpu": TINY_DEVICE})
     monkeypatch.setattr("glm_jax.planning.plan.compile_step", None)
-    with pytest.raises(DoesNotFit, match="it needs .* too much"):
+    with pytest.raises(DoesNotFit, match="the state with a batch does not fit .* too much"):
         compile_for(config(training={"batch_size": 4}), jax.devices()[:1])
 
 
@@ -167,7 +169,7 @@ def test_what_one_refusal_rules_out_is_not_compiled(monkeypatch):
 
     def refuse(config, devices):
         tried.append(config.model.remat)
-        raise DoesNotFit("cpu", "too much", 160 * 2**30)
+        raise DoesNotFit("the step", "cpu", "too much", 160 * 2**30)
 
     monkeypatch.setattr("glm_jax.planning.search.compile_for", refuse)
     run = config(training={"batch_size": 8})
