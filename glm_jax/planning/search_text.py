@@ -37,9 +37,8 @@ def describe_ranking(found: list[Tried]) -> str:
         raise UserError(_nothing(found))
     timed = fitting[0].plan.bound is not None
     by = "least time, predicted, never run" if timed else "operations, as no peak is known"
-    lines = [
-        f"\n{len(fitting)} of {len(found)} tried fit, by {by}; then by what is sent, then by memory:"
-    ]
+    order = f"by {by}; then by what is sent, then by memory:"
+    lines = [f"\n{len(fitting)} of {len(found)} tried fit, {order}"]
     lines += [COLUMNS, *map(describe_tried, fitting)]
     return "\n".join([*lines, f"best: {fitting[0].candidate.overrides()}"])
 
