@@ -35,7 +35,7 @@ from pathlib import Path
 import numpy as np
 from plain_infill import PlainRows
 
-from glm_jax.batch import OBJECTIVES, Batch
+from glm_jax.batch import OBJECTIVES, WHOLE, Batch
 from glm_jax.config import Config, from_dict
 from glm_jax.data.pipeline import batches
 from glm_jax.data.rows import Rows
@@ -212,8 +212,7 @@ def whole_path(folder: str, workers: int, is_plain: bool, batch: int) -> tuple[f
     feed = batches(
         InPlainPython(rows, config) if is_plain else rows,
         functools.partial(rows_of_batch, batch),
-        process_index=0,
-        process_count=1,
+        WHOLE,
         num_workers=workers,
         prefetch=2,
     )

@@ -28,7 +28,7 @@ import numpy as np
 from absl import flags
 
 from glm_jax import cli, layouts
-from glm_jax.batch import Batch
+from glm_jax.batch import WHOLE, Batch
 from glm_jax.config import Config, default_dict, from_dict, to_dict, with_vocab_size
 from glm_jax.data.dataset import Dataset, equal_batches, load_tokenizer, open_dataset, with_sources
 from glm_jax.errors import UserError
@@ -169,7 +169,7 @@ def run(initial: Start) -> tuple[list[Update], list[Update]]:
     config = initial.config
     ours, pytorch = our_trainer(initial), pytorch_trainer(initial)
     updates = []
-    with contextlib.closing(equal_batches(initial.dataset.train, config)) as batches:
+    with contextlib.closing(equal_batches(initial.dataset.train, config, WHOLE)) as batches:
         for batch in itertools.islice(batches, config.training.steps):
             updates.append((ours(batch), pytorch(batch)))
             if len(updates) % 100 == 0:

@@ -17,6 +17,22 @@ OBJECTIVES = (*TEXT_OBJECTIVES, "instruction")
 """
 
 
+class HostShare(NamedTuple):
+    """The parts of every batch that the devices of one host hold.
+
+    Attributes:
+      parts: their numbers, ascending.
+      count: of the equal parts of a batch, each of consecutive rows.
+    """
+
+    parts: tuple[int, ...]
+    count: int
+
+
+WHOLE = HostShare((0,), 1)
+"""Of a host that holds all of a batch."""
+
+
 class Batch(NamedTuple):
     """Samples as arrays: [n] for one sample, [T] for a packed row, [B, T] for a batch.
 

@@ -1,7 +1,10 @@
 """How every verb starts: flags, the cache of compiled programs, user errors as one line."""
 
+from __future__ import annotations
+
 import sys
 import traceback
+import typing
 from collections.abc import Callable
 
 from absl import app, flags, logging
@@ -9,7 +12,10 @@ from ml_collections import config_flags
 
 from glm_jax.compilation_cache import keep_compiled_programs
 from glm_jax.config import Config, from_dict
-from glm_jax.errors import UserError
+from glm_jax.errors import EXIT_RESTART, EXIT_USER_ERROR, RestartError, UserError
+
+if typing.TYPE_CHECKING:
+    from glm_jax.parallel.place import Place
 
 _DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback of a user error.")
 
@@ -31,6 +37,8 @@ def run(main: Callable[[], None], define_flags: Callable[[], None]) -> None:
             main()
         except UserError as error:
             _exit(str(error))
+        except RestartError as error:
+            _exit(str(error), EXIT_RESTART)
 
     app.run(guarded, flags_parser=_parse_flags)
 
@@ -54,6 +62,31 @@ def load_config() -> Config:
         reason = str(error).strip().splitlines()[-1].strip()
         raise UserError(f"--config cannot be loaded: {reason}") from error
     return from_dict(values)
+
+
+def define_hosts_flags() -> None:
+    """The flags that say which process of how many this is; see `glm_jax.parallel.place`."""
+    flags.DEFINE_string("coordinator_address", None, "HOST:PORT of process 0, of several.")
+    flags.DEFINE_integer("num_processes", None, "Processes that train together.", 1)
+    flags.DEFINE_integer("process_id", None, "Number of this process, from 0.", 0)
+    flags.DEFINE_float("hosts_timeout", 300.0, "Seconds for all processes to come.", 1)
+
+
+def place() -> Place | None:
+    """Where the flags, variables or the cluster put this process; None if it is alone.
+
+    Raises:
+      UserError, RestartError: see `find_place`.
+    """
+    from glm_jax.parallel.place import find_place  # not all verbs need jax
+
+    values = flags.FLAGS
+    return find_place(
+        values.coordinator_address,
+        values.num_processes,
+        values.process_id,
+        timeout=values.hosts_timeout,
+    )
 
 
 def required(name: str):
@@ -92,8 +125,8 @@ def _blamed_flag(argv: list[str], message: str) -> str:
     return (named or overrides or ["flags"])[0]
 
 
-def _exit(message: str) -> None:
+def _exit(message: str, code: int = EXIT_USER_ERROR) -> None:
     if "--debug" in sys.argv or (_DEBUG.present and _DEBUG.value):
         traceback.print_exc()
     print(f"error: {message}", file=sys.stderr)
-    sys.exit(2)
+    sys.exit(code)

@@ -291,11 +291,22 @@ class MeshConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class HostsConfig:
+    """How long processes wait, for themselves and for each other, and what they compare."""
+
+    hang_seconds: float = 600.0  # a step or batch that takes longer: stacks, and exit code 42
+    start_seconds: float = 3600.0  # the same of reading, restoring, compiling and saving
+    silent_seconds: float = 60.0  # the same if a process gives no sign of life for so long
+    compare_every: int = 500  # steps between comparisons of what devices hold copies of; 0: none
+
+
+@dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
     every: int = 500  # steps between checkpoints; the last step is always saved
     keep_latest: int = 3
     keep_every: int = 0  # also keep the checkpoints of every so many steps; 0: none
     keep_best: int = 1  # also keep this many with the lowest loss, of those validated as saved
+    retry_seconds: float = 300.0  # storage that is away is tried again for so long; full is full
 
 
 @dataclasses.dataclass(frozen=True)
@@ -312,6 +323,7 @@ class Config:
     bad_steps: BadStepsConfig = BadStepsConfig()
     logging: LoggingConfig = LoggingConfig()
     mesh: MeshConfig = MeshConfig()
+    hosts: HostsConfig = HostsConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
 
 
@@ -373,7 +385,8 @@ def _ill_typed(name: str, expected: str, value) -> UserError:
     return UserError(f"config.{name} must be {expected}, got {type(value).__name__} {value!r}")
 
 
-_FREE_SECTIONS = ("init", "optimizer", "training", "bad_steps", "logging", "mesh", "checkpoint")
+_FREE_SECTIONS = ("init", "optimizer", "training", "bad_steps", "logging", "mesh", "hosts")
+_FREE_SECTIONS += ("checkpoint",)
 _FREE_FIELDS = (
     "init_from",
     "model.remat",

@@ -34,6 +34,8 @@ def check(config: Config) -> None:
         except UserError as error:
             raise UserError(f"config.stages.{stage.name}: {error}") from error
     _check_bad_steps(config.bad_steps)
+    _positive("hosts", config.hosts, "hang_seconds", "start_seconds", "silent_seconds")
+    _not_negative("hosts", config.hosts, "compare_every")
     _positive("logging", config.logging, "sample_tokens")
     _require(
         not config.logging.samples

@@ -202,8 +202,12 @@ def evaluate_loss(run: Run) -> dict:
         config = dataclasses.replace(config, data=data)
     dataset = open_dataset(config, run.tokenizer)
     check_validation_batch(config, run.sharding)
+    share = run.sharding.host_share
     validate = make_validation(
-        config, len(dataset.languages), run.sharding, lambda rows: equal_batches(rows, config)
+        config,
+        len(dataset.languages),
+        run.sharding,
+        lambda rows: equal_batches(rows, config, share),
     )
     sums = validate(run.params, dataset.validation)
     by_batch = Sums(*map(np.stack, zip(*sums, strict=True)))

@@ -7,6 +7,7 @@ from glm_jax.config import Config
 from glm_jax.hub.origin import save_origin, token_differences
 from glm_jax.layouts.folder import Checkpoint
 from glm_jax.layouts.init_from import load_sharded, open_init
+from glm_jax.parallel.hosts import ALONE, Hosts
 from glm_jax.parallel.sharding import Sharding
 from glm_jax.tokenizer import Tokenizer
 from glm_jax.training.step import TrainState, init_state, state_from_params, state_shardings
@@ -38,10 +39,15 @@ def released_params(
 
 
 def first_state(
-    config: Config, sharding: Sharding, workdir: Path, init: ReleasedParams | None
+    config: Config,
+    sharding: Sharding,
+    workdir: Path,
+    init: ReleasedParams | None,
+    hosts: Hosts = ALONE,
 ) -> TrainState:
     """Fresh parameters, or released ones, whose papers go into the run's folder."""
     if init is None:
         return init_state(config, sharding)
-    save_origin(init.checkpoint, workdir)
+    if hosts.is_first:
+        save_origin(init.checkpoint, workdir)
     return state_from_params(config, sharding, init.params)

@@ -24,7 +24,7 @@ ALLOWED = {
     "text_units": set(),
     "decontamination": {"errors", "documents", "text_units", "tokenizer"},
     "tokenizer": {"errors", "folders", "language"},
-    "cli": BASE | {"compilation_cache"},
+    "cli": BASE | {"compilation_cache", "parallel"},
     "objective": TEXT,
     "data": TEXT | {"objective"},
     "preparation": TEXT | {"folders", "data", "decontamination"},
@@ -39,6 +39,8 @@ ALLOWED = {
     "first_state": BASE | {"tokenizer", "parallel", "training", "layouts", "hub"},
     "almanac": BASE | {"cli", "folders", "language"},
     "planning": BASE | {"parallel", "model", "training"},
+    "same_program": TEXT | {"data", "parallel", "versions"},
+    "session": TEXT | {"data", "parallel", "training", "reporting"},
 }
 VERBS = {"prepare", "train", "evaluate", "fill", "export", "report", "fit"}
 NO_JAX = {"objective", "config", "config_checks", "tokenizer", "documents", "language"}

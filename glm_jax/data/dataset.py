@@ -6,9 +6,7 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import NamedTuple
 
-import jax
-
-from glm_jax.batch import Batch
+from glm_jax.batch import Batch, HostShare
 from glm_jax.config import Config, SourceConfig
 from glm_jax.data.pipeline import BatchPlan, batches
 from glm_jax.data.rows import Rows
@@ -82,21 +80,22 @@ def open_dataset(config: Config, tokenizer: Tokenizer) -> Dataset:
     )
 
 
-def host_batches(rows: Rows, plan: BatchPlan, config: Config) -> Generator[Batch, None, None]:
-    """This host's part of the batches of a plan; see `pipeline.batches`."""
+def host_batches(
+    rows: Rows, plan: BatchPlan, config: Config, share: HostShare
+) -> Generator[Batch, None, None]:
+    """This host's share of the batches of a plan; see `pipeline.batches`."""
     return batches(
         rows,
         plan,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        share,
         num_workers=config.data.num_workers,
         prefetch=config.data.prefetch,
     )
 
 
-def equal_batches(rows: Rows, config: Config) -> Generator[Batch, None, None]:
-    """This host's part of batches of `training.batch_size` rows from row 0 on."""
-    return host_batches(rows, functools.partial(_batch, config.training.batch_size), config)
+def equal_batches(rows: Rows, config: Config, share: HostShare) -> Generator[Batch, None, None]:
+    """This host's share of batches of `training.batch_size` rows from row 0 on."""
+    return host_batches(rows, functools.partial(_batch, config.training.batch_size), config, share)
 
 
 def _batch(size: int, number: int) -> range:

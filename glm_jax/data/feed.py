@@ -3,7 +3,7 @@
 import dataclasses
 import time
 
-from glm_jax.batch import Batch
+from glm_jax.batch import Batch, HostShare
 from glm_jax.config import Config
 from glm_jax.data.dataset import host_batches
 from glm_jax.data.rows import Rows
@@ -13,9 +13,9 @@ from glm_jax.stages import BatchGrid
 class Feed:
     """This host's batches from a row on; `next_row` is the whole state of the data."""
 
-    def __init__(self, rows: Rows, config: Config):
+    def __init__(self, rows: Rows, config: Config, share: HostShare):
         """Begins nothing before the first `seek`."""
-        self._rows, self._config = rows, config
+        self._rows, self._config, self._share = rows, config, share
         self._grid = BatchGrid(config)
         self._batches, self.next_row = None, 0
 
@@ -28,7 +28,8 @@ class Feed:
         self._grid.check(row)
         self.close()
         self.next_row = row
-        self._batches = host_batches(self._rows, _BatchesFrom(self._grid, row), self._config)
+        plan = _BatchesFrom(self._grid, row)
+        self._batches = host_batches(self._rows, plan, self._config, self._share)
 
     def next(self) -> tuple[Batch, range, float]:
         """A batch, the indices of its rows over all hosts, and the seconds it was waited for."""

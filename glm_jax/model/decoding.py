@@ -185,6 +185,7 @@ class Filler:
         else:
             with self._sharding.activate():
                 answers = _decode(*arguments, key, self._sharding.place_rows(rows))
+                answers = self._sharding.fetch(answers)
         tokens, length, finite = jax.device_get(answers)
         return [
             [tokens[n, row, : length[n, row]].tolist() for n in range(len(context.blanks))]

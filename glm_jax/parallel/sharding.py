@@ -3,15 +3,18 @@
 import contextlib
 import contextvars
 import dataclasses
+import functools
 import itertools
 import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import jax
+import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from glm_jax.batch import HostShare
 from glm_jax.config import MeshConfig
 from glm_jax.errors import UserError
 from glm_jax.parallel.mesh import AXES, make_mesh
@@ -63,16 +66,43 @@ class Sharding:
         """Number of devices that hold different rows."""
         return math.prod(self.mesh.shape[axis] for axis in BATCH_AXES)
 
-    def place(self, batch):
-        """Moves this host's rows of a batch (numpy arrays [B, T]) onto the devices.
+    @functools.cached_property
+    def host_share(self) -> HostShare:
+        """The parts of a batch that the devices of this process hold."""
+        mine = [device.process_index == jax.process_index() for device in self.mesh.devices.flat]
+        held = np.reshape(mine, (self.batch_size, -1)).any(axis=1)
+        return HostShare(tuple(np.flatnonzero(held).tolist()), self.batch_size)
 
-        The devices that share a row must be of one host.
-        """
-        return jax.make_array_from_process_local_data(self.slots, batch)
+    def place(self, batch):
+        """Moves the rows of `host_share` (numpy arrays [B', T]) onto the devices: arrays [B, T]."""
+        if jax.process_count() == 1:
+            return jax.make_array_from_process_local_data(self.slots, batch)
+        return jax.tree.map(self._place_part, batch)
+
+    def _place_part(self, rows: np.ndarray) -> jax.Array:
+        share = self.host_share
+        size = len(rows) // len(share.parts)  # of a part
+
+        def held(index: tuple[slice, ...]) -> np.ndarray:
+            first = size * share.parts.index((index[0].start or 0) // size)
+            return rows[first : first + size, *index[1:]]
+
+        shape = (size * share.count, *rows.shape[1:])
+        return jax.make_array_from_callback(shape, self.slots, held)
 
     def place_rows(self, rows):
-        """The same for arrays [B, ...] whose rows stay whole."""
-        return jax.make_array_from_process_local_data(self.rows, rows)
+        """Lays arrays [B, ...] out that every process has, whose rows stay whole."""
+        if jax.process_count() == 1:
+            return jax.make_array_from_process_local_data(self.rows, rows)
+        return jax.tree.map(
+            lambda x: jax.make_array_from_callback(x.shape, self.rows, x.__getitem__), rows
+        )
+
+    def fetch(self, arrays):
+        """The values of arrays on the mesh, as numpy arrays on every host."""
+        if jax.process_count() > 1:
+            arrays = jax.jit(lambda x: x, out_shardings=self.replicated)(arrays)
+        return jax.device_get(arrays)
 
     @property
     def rows(self) -> NamedSharding:

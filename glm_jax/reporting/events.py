@@ -11,7 +11,9 @@ NAMES = {
     "resumed": "resumed",
     "bad_step": "bad step",
     "saved": "checkpoint saved",
+    "save_failed": "save failed",
     "fallback": "fell back",
+    "diverged": "diverged",
     "rewound": "rewound",
     "stage": "stage",
     "stopped": "stopped",
@@ -37,7 +39,7 @@ def rows(values: Any) -> str:
 def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
     """How the surroundings of two sessions differ: versions, devices, mesh."""
     found = []
-    for name in ("versions", "device", "num_devices", "mesh", "num_params"):
+    for name in ("versions", "device", "num_devices", "num_processes", "mesh", "num_params"):
         old, new = before.get(name), after.get(name)
         if isinstance(old, Mapping) and isinstance(new, Mapping):
             found += [
@@ -115,7 +117,13 @@ def _stopped(line: Line) -> str:
     return ("all steps done" if reason == "done" else str(reason)) + goodput
 
 
+def _reason(line: Line) -> str:
+    return str(line.values.get("reason", "no reason given"))
+
+
 _DESCRIBERS = {
+    "save_failed": _reason,
+    "diverged": _reason,
     "started": _started,
     "resumed": _resumed,
     "bad_step": _bad_step,

@@ -15,9 +15,11 @@ _LANES = {
     "resumed": "resumed",
     "stage": "stages",
     "saved": "saved",
+    "save_failed": "not saved",
     "bad_step": "bad steps",
     "rewound": "rewound",
     "fallback": "fell back",
+    "diverged": "diverged",
     "stopped": "stopped",
 }
 _BEGINNINGS = ("started", "fallback", "resumed", "rewound")

@@ -20,8 +20,7 @@ def check_batches(config: Config, sharding: Sharding) -> None:
 
     Raises:
       UserError: a micro-batch, or one of validation, would not give every device the same number of
-        rows, slots or heads, or several processes share the mesh, for which rows are not handed out
-        yet.
+        rows, slots or heads.
     """
     check_validation_batch(config, sharding)
     _check_heads(config.model.num_heads, sharding)
@@ -36,8 +35,6 @@ def check_validation_batch(config: Config, sharding: Sharding) -> None:
     """Refuses validation batches that cannot be handed out over the mesh; see `check_batches`."""
     _check_slots("data", config.data.seq_length, sharding)
     _check_rows(config.training.batch_size, 1, "", sharding)
-    if jax.process_count() > 1:
-        raise UserError(f"one process can train, JAX was started with {jax.process_count()}")
 
 
 def _check_heads(num_heads: int, sharding: Sharding) -> None:
@@ -81,7 +78,7 @@ def make_validation(
     before every batch, says to give up.
 
     Args:
-      read: makes this host's batches of `training.batch_size` rows from row 0 on.
+      read: makes this host's share of batches of `training.batch_size` rows from row 0 on.
     """
     step = make_eval_step(config, sharding, num_sources)
 

@@ -62,12 +62,15 @@ def exists(folder: Path) -> bool:
     return any(_LIST.fullmatch(path.name) for path in folder.iterdir())
 
 
-def verify(folder: Path, items: Collection[str] | None = None) -> None:
+def verify(
+    folder: Path, items: Collection[str] | None = None, process: int = 0, count: int = 1
+) -> None:
     """Compares a checkpoint with its manifest.
 
     Args:
       items: folders in the checkpoint whose files must have the digests listed; None for all. The
         names and sizes of all other files are compared too.
+      process: index of this process among the `count` that each read every count-th file.
 
     Raises:
       Damaged: there is no complete manifest, or the files are not the ones listed. The message
@@ -78,6 +81,7 @@ def verify(folder: Path, items: Collection[str] | None = None) -> None:
         _compare_names(listed, found)
         _compare_sizes(listed, found)
         names = [name for name in sorted(found) if items is None or name.split("/")[0] in items]
+        names = names[process::count]
         digests = _digests(folder, names)
     except OSError as error:
         raise Damaged("unreadable", f"it cannot be read: {error}") from error

@@ -1,12 +1,13 @@
 """The folder of a run: created once, and opened again only by a config that continues it.
 
-It holds `config.json` (resolved), `tokenizer/`, `metrics.jsonl` and `checkpoints/`.
+It holds `config.json` (resolved), `tokenizer/`, `metrics.jsonl`, `checkpoints/` and `hosts/`.
 """
 
 import contextlib
 import dataclasses
 import fcntl
 import json
+import secrets
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,6 +18,7 @@ import jax
 from glm_jax.config import Config, MeshConfig, from_dict, run_identity, to_dict
 from glm_jax.errors import UserError
 from glm_jax.folders import written_whole
+from glm_jax.parallel.hosts import Hosts
 from glm_jax.parallel.sharding import make_sharding
 from glm_jax.tokenizer import Tokenizer
 from glm_jax.training.step import state_shardings
@@ -95,6 +97,28 @@ def check_same_data(
         )
     for change in changes:
         print(f"changed since step {meta['step']}: {change}")
+
+
+def check_is_shared(workdir: Path, hosts: Hosts) -> None:
+    """Refuses a folder that is not the same one on all hosts.
+
+    Raises:
+      UserError: naming the processes that see another.
+    """
+    if hosts.count == 1:
+        return
+    mark = workdir / hosts.from_first("mark", f".mark-{secrets.token_hex(8)}")
+    if hosts.is_first:
+        mark.touch()
+    hosts.wait("marked")
+    found = hosts.exchange("found", "yes" if mark.exists() else "")
+    if hosts.is_first:
+        mark.unlink()
+    if without := [hosts.describe(index) for index, seen in enumerate(found) if not seen]:
+        raise UserError(
+            f"--workdir {workdir} is not the same folder on {', '.join(without)}: the hosts of a "
+            "run write into one that they share"
+        )
 
 
 @contextlib.contextmanager

@@ -53,7 +53,9 @@ def read_meta(folder: Path) -> dict:
     return meta
 
 
-def verified_meta(folder: Path, items: Collection[str] | None = None) -> dict:
+def verified_meta(
+    folder: Path, items: Collection[str] | None = None, process: int = 0, count: int = 1
+) -> dict:
     """Compares a checkpoint with its manifest (see `manifest.verify`); returns its meta.
 
     Raises:
@@ -61,7 +63,7 @@ def verified_meta(folder: Path, items: Collection[str] | None = None) -> dict:
       UserError: another version of this program wrote it.
     """
     try:
-        manifest.verify(folder, items)
+        manifest.verify(folder, items, process, count)
     except Damaged as bad:
         if bad.kind == UNFINISHED:
             _refuse_format_without_manifest(folder)

@@ -1,9 +1,10 @@
-"""When a session ends before its run does: signals and limits, noticed between two steps."""
+"""When a session ends before its run does: signals and limits."""
 
+import os
 import signal
 import time
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Stopping:
@@ -15,30 +16,43 @@ class Stopping:
 
     def __init__(self, max_steps: int | None = None, max_minutes: float | None = None):
         """`max_steps` is the number of the last step, not counted from where the session began."""
-        self._max_steps = max_steps
+        self.max_steps = max_steps
         self._deadline = None if max_minutes is None else time.monotonic() + 60 * max_minutes
         self._signal: str | None = None
         self._previous: dict[int, object] = {}
+        self._pipe: tuple[int, int] | None = None
 
     def __enter__(self) -> "Stopping":
-        self._previous = {number: signal.signal(number, self._note) for number in _SIGNALS}
+        self._pipe = os.pipe()
+        for end in self._pipe:
+            os.set_blocking(end, False)
+        signal.set_wakeup_fd(self._pipe[1], warn_on_full_buffer=False)
+        self._previous = {number: signal.signal(number, self._note) for number in SIGNALS}
         return self
 
     def __exit__(self, *_) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+        signal.set_wakeup_fd(-1)
+        for end in self._pipe:
+            os.close(end)
+        self._pipe = None
 
-    @property
-    def is_urgent(self) -> bool:
-        """Somebody waits for this process to end."""
-        return self._signal is not None
+    def wish(self) -> str | None:
+        """Why this process is to end; None to go on. For any thread, at any time.
 
-    def reason(self, step: int) -> str | None:
-        """Why no step may follow `step`; None to go on."""
+        Python calls a handler only between two of its own instructions, which may be minutes away
+        while a program is compiled: what came through the pipe is known at once.
+        """
+        if self._signal is None and self._pipe is not None:
+            try:
+                noted = os.read(self._pipe[0], 64)
+            except BlockingIOError:
+                noted = b""
+            if numbers := [number for number in noted if number in SIGNALS]:
+                self._signal = signal.Signals(numbers[0]).name
         if self._signal:
             return self._signal
-        if self._max_steps is not None and step >= self._max_steps:
-            return "max_steps"
         if self._deadline is not None and time.monotonic() >= self._deadline:
             return "max_minutes"
         return None
@@ -46,3 +60,8 @@ class Stopping:
     def _note(self, number: int, _frame) -> None:
         self._signal = signal.Signals(number).name
         signal.signal(number, self._previous[number])
+
+
+def is_urgent(reason: str | None) -> bool:
+    """Whether somebody waits for the process to end."""
+    return reason in {number.name for number in SIGNALS}

@@ -10,13 +10,16 @@ from glm_jax.training.speed import Machine
 from glm_jax.versions import versions
 
 
-def surroundings(params: dict, sharding: Sharding, machine: Machine) -> dict[str, Any]:
+def surroundings(
+    params: dict, sharding: Sharding, machine: Machine, num_processes: int
+) -> dict[str, Any]:
     """Versions, devices with the peak of one in TFLOP/s or None, mesh and parameter count."""
     peak = machine.peak_flops
     return {
         "versions": versions(),
         "device": machine.device,
         "num_devices": machine.num_devices,
+        "num_processes": num_processes,
         "peak_tflops": peak and peak / 1e12,
         "mesh": mesh_shape(sharding),
         "num_params": count_params(params),

@@ -51,6 +51,11 @@ class Window:
         """No step was added since the last report."""
         return self._pending is None and not self._sums and not self._bad_steps
 
+    @property
+    def is_compiled(self) -> bool:
+        """Whether a step was seen to end that needed no compilation any more, or just had it."""
+        return self._compiled
+
     def catch_up(self) -> None:
         """Waits for the last step's figures."""
         self._read_pending()

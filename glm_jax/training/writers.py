@@ -60,6 +60,10 @@ class _FanOut:
                 closing.callback(writer.close)
 
 
+NO_WRITER: Writer = _FanOut(())
+"""Of the processes of a run that are not the first."""
+
+
 class MetricsLog:
     """Appends one JSON object a line to `metrics.jsonl`; a number that is not finite is null."""
 
@@ -247,8 +251,9 @@ def _marked(parts: Sequence[str]) -> str:
 class Display:
     """A progress bar with the time left on a terminal, a plain line per report elsewhere."""
 
-    def __init__(self, steps: int):
-        self._console = Console()
+    def __init__(self, steps: int, *, shows: bool = True):
+        """`shows` is False for processes that are not the first."""
+        self._console = Console(quiet=not shows)
         self._progress = Progress(
             TextColumn("step"),
             MofNCompleteColumn(),

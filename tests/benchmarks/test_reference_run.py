@@ -13,6 +13,7 @@ from commands import run_command
 from safetensors import safe_open
 from training.samples import changed
 
+from glm_jax.batch import WHOLE
 from glm_jax.data.dataset import equal_batches
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -95,7 +96,7 @@ def batches(initial) -> list:
 
 
 def first_batches(initial: reference_run.Start, number: int) -> list:
-    with contextlib.closing(equal_batches(initial.dataset.train, initial.config)) as batches:
+    with contextlib.closing(equal_batches(initial.dataset.train, initial.config, WHOLE)) as batches:
         return list(itertools.islice(batches, number))
 
 

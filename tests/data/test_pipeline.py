@@ -6,7 +6,7 @@ import itertools
 import numpy as np
 import pytest
 
-from glm_jax.batch import Batch
+from glm_jax.batch import Batch, HostShare
 from glm_jax.data import pipeline
 from glm_jax.errors import UserError
 
@@ -24,17 +24,16 @@ def batch_of_eight(start_row: int, number: int) -> range:
     return range(first, first + BATCH_SIZE)
 
 
-def first_batches(rows, count, *, start_row=0, host=0, hosts=1, workers=0) -> list[Batch]:
+def first_batches(rows, number, *, start_row=0, parts=(0,), count=1, workers=0) -> list[Batch]:
     batches = pipeline.batches(
         rows,
         functools.partial(batch_of_eight, start_row),
-        process_index=host,
-        process_count=hosts,
+        HostShare(parts, count),
         num_workers=workers,
         prefetch=2,
     )
     try:
-        return list(itertools.islice(batches, count))
+        return list(itertools.islice(batches, number))
     finally:
         batches.close()
 
@@ -55,9 +54,15 @@ def test_batches_are_the_rows_in_order(rows):
 
 @pytest.mark.parametrize("hosts", [2, 8])
 def test_hosts_share_a_batch(rows, hosts):
-    parts = [first_batches(rows, 3, host=host, hosts=hosts) for host in range(hosts)]
+    parts = [first_batches(rows, 3, parts=(host,), count=hosts) for host in range(hosts)]
     joined = [Batch(*map(np.concatenate, zip(*p, strict=True))) for p in zip(*parts, strict=True)]
     assert_equal(joined, first_batches(rows, 3))
+
+
+def test_a_host_may_hold_parts_that_are_apart(rows):
+    some = first_batches(rows, 2, parts=(0, 2), count=4)
+    wanted = [Batch(*(field[[0, 1, 4, 5]] for field in batch)) for batch in first_batches(rows, 2)]
+    assert_equal(some, wanted)
 
 
 def test_starts_at_any_row(rows):
@@ -82,5 +87,5 @@ def test_an_error_keeps_its_type(workers):
 
 
 def test_indivisible_batch(rows):
-    with pytest.raises(ValueError, match="8 rows is not divisible by 3 hosts"):
-        first_batches(rows, 1, hosts=3)
+    with pytest.raises(ValueError, match="8 rows is not divisible by 3 devices"):
+        first_batches(rows, 1, count=3)

@@ -6,10 +6,10 @@ import shutil
 
 import jax
 import pytest
-from faults.processes import lines
+from faults.processes import last_step, lines
 from training.samples import changed
 
-from glm_jax import train
+from glm_jax import session, train
 from glm_jax.errors import UserError
 from glm_jax.training.stopping import Stopping
 
@@ -31,17 +31,19 @@ def sessions(run_config, tmp_path_factory):
 
 
 class EndedInItsLastValidation(Stopping):
-    """A signal that arrives whenever a validation begins, and is seen at the end."""
+    """A signal that arrives in the last validation."""
 
-    is_urgent = True
+    def __init__(self, workdir):
+        super().__init__()
+        self._workdir = workdir
 
-    def reason(self, step):
-        return "SIGTERM" if step >= 10 else None
+    def wish(self):
+        return "SIGTERM" if last_step(self._workdir) == 10 else None
 
 
 def test_a_validation_that_was_given_up_is_done_by_the_next_session(run_config, tmp_path):
     workdir = tmp_path / "run"
-    run(run_config, workdir, EndedInItsLastValidation())
+    run(changed(run_config, "training", eval_every=0), workdir, EndedInItsLastValidation(workdir))
     assert lines(workdir, "validation") == []
     assert lines(workdir, "stopped")[-1]["reason"] == "SIGTERM"
     run(run_config, workdir)
@@ -68,7 +70,7 @@ def test_damage_is_said_before_anything_can_refuse(run_config, sessions, tmp_pat
     def refuse(*_, **__):
         raise UserError("other data")
 
-    monkeypatch.setattr(train, "check_same_data", refuse)
+    monkeypatch.setattr(session, "check_same_data", refuse)
     with pytest.raises(UserError, match="other data"):
         run(run_config, workdir)
     (fallback,) = lines(workdir, "fallback")

@@ -6,16 +6,16 @@ import time
 
 import pytest
 
-from glm_jax.training.stopping import Stopping
+from glm_jax.training.stopping import Stopping, is_urgent
 
 
 def test_signals_are_noted_and_handed_back():
     before = signal.getsignal(signal.SIGTERM)
     with Stopping() as stopping:
-        assert stopping.reason(3) is None
+        assert stopping.wish() is None
         os.kill(os.getpid(), signal.SIGTERM)
-        assert stopping.reason(3) == "SIGTERM"
-        assert stopping.is_urgent
+        assert stopping.wish() == "SIGTERM"
+        assert is_urgent("SIGTERM")
     assert signal.getsignal(signal.SIGTERM) is before
 
 
@@ -24,17 +24,24 @@ def test_a_second_interrupt_interrupts():
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     with Stopping() as stopping:
         os.kill(os.getpid(), signal.SIGINT)
-        assert stopping.reason(0) == "SIGINT"
+        assert stopping.wish() == "SIGINT"
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
     signal.signal(signal.SIGINT, before)
 
 
 def test_limits():
-    assert Stopping(max_steps=5).reason(4) is None
-    assert Stopping(max_steps=5).reason(5) == "max_steps"
-    assert not Stopping(max_steps=5).is_urgent
     stopping = Stopping(max_minutes=0.001)
-    assert stopping.reason(1) is None
+    assert stopping.wish() is None
     time.sleep(0.07)
-    assert stopping.reason(1) == "max_minutes"
+    assert stopping.wish() == "max_minutes"
+    assert not is_urgent("max_minutes")
+
+
+def test_a_signal_is_known_before_python_calls_its_handler(monkeypatch):
+    """While a program is compiled no handler runs."""
+    monkeypatch.setattr(Stopping, "_note", lambda *_: None)
+    with Stopping() as stopping:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stopping.wish() == "SIGTERM"
+        assert stopping.wish() == "SIGTERM"

@@ -1,0 +1,247 @@
+"""Notices what a run's own loop cannot: that it hangs, or that another process ended or hangs.
+
+One thread looks at clocks, and so works where nobody answers any more. Another talks with the other
+processes: it gives and reads signs of life, and hears of failures. A process that cannot go on says
+why and ends with exit code 42, for its supervisor to start it again; JAX would let it wait, or
+abort it without a word.
+"""
+
+import contextlib
+import faulthandler
+import json
+import multiprocessing
+import os
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NoReturn
+
+import jax
+
+from glm_jax.config import HostsConfig
+from glm_jax.errors import EXIT_RESTART, EXIT_USER_ERROR, RestartError, UserError
+from glm_jax.parallel.agreement import Agreement
+from glm_jax.parallel.hosts import Hosts, joined
+from glm_jax.parallel.place import Place
+from glm_jax.parallel.signs import Sign, SignFile, Signs
+
+_FAILURE, _HEARD = "glm_jax/failure", "glm_jax/heard"
+_TICK, _QUICK_TICK = 1.0, 0.1
+_LAST_WORDS = 5.0  # that a process waits for the others to hear why it ends
+_CAUSE = 2.0  # that the process which caused an exception here has to say so
+
+STARTING, COMPILING, STEP = "starting", "compiling", "step"
+READING, VALIDATION, SAVING = "waiting for input", "validation", "saving"
+_SHORT = (STEP, READING, VALIDATION)  # phases that are renewed with every batch
+
+
+@contextlib.contextmanager
+def watched(
+    place: Place | None, config: HostsConfig, wish: Callable[[], str | None], timeout: float
+) -> Iterator[tuple[Hosts, "Watch"]]:
+    """The processes of a run, joined and watched; they end together.
+
+    A `UserError` of the only process is raised; every other exception ends the process here.
+
+    Args:
+      place: of this process; None: it is alone.
+      timeout: seconds for all to come.
+
+    Raises:
+      UserError, RestartError: see `joined`.
+    """
+    with contextlib.ExitStack() as stack:
+        # Our own limit is the shorter one: JAX aborts without a word of who is missing.
+        heartbeat_timeout = 2 * config.silent_seconds + 10
+        hosts = stack.enter_context(
+            joined(place, timeout=timeout, heartbeat_timeout=heartbeat_timeout)
+        )
+        if not hosts.is_first:
+            nowhere = stack.enter_context(Path(os.devnull).open("w"))
+            stack.enter_context(contextlib.redirect_stdout(nowhere))
+        watch = stack.enter_context(Watch(hosts, config, wish))
+        try:
+            yield hosts, watch
+        except UserError as error:
+            if hosts.count == 1:
+                raise
+            watch.fail(error)
+        except Exception as error:
+            watch.fail(error)
+
+
+class Watch:
+    """Watches over this process and, with the others' watches, over all of them."""
+
+    def __init__(self, hosts: Hosts, config: HostsConfig, wish: Callable[[], str | None]):
+        """`wish` is that of an `Agreement`, and says too when to end before there is a loop."""
+        self._hosts, self._config, self._wish = hosts, config, wish
+        self._sign, self._file = Sign(STARTING, 0, None, time.time()), SignFile(hosts)
+        self._signs = Signs(hosts)
+        self._answered_at = time.monotonic()
+        self._ended, self._ending = threading.Event(), threading.Lock()
+        self._interrupt: Callable[[str], None] = lambda _: None
+        self._may_interrupt = True
+        self.agreement = Agreement(hosts, wish)
+
+    def __enter__(self) -> "Watch":
+        threading.Thread(target=self._look_at_clocks, daemon=True).start()
+        if self._hosts.store is not None:
+            threading.Thread(target=self._talk, daemon=True).start()
+        return self
+
+    def __exit__(self, _, error, __) -> None:
+        """Without an error, all processes leave together."""
+        if error is None:
+            self._hosts.wait("done")
+        self._ended.set()
+
+    def sign(self, phase: str, step: int | None = None, rows: range | None = None) -> None:
+        """The run's own loop is here now: its sign of life.
+
+        Args:
+          step: in flight, or the next one; None: as before.
+          rows: of its batch; None: as before.
+        """
+        before = self._sign
+        step = before.step if step is None else step
+        span = before.rows if rows is None else (rows.start, rows.stop)
+        self._sign = Sign(phase, step, span, time.time())
+
+    def keep_signs_in(self, folder: Path) -> None:
+        """From now on `folder` has the last sign of life, for supervisors and people."""
+        self._file.folder = folder
+        self._file.write(self._sign)
+
+    def when_interrupted(self, interrupt: Callable[[str], None]) -> None:
+        """`interrupt` says why, where the processes end at once as one of them is asked to end.
+
+        That is until `nothing_may_be_lost`: there is nothing to save, and a compilation may take
+        longer than whoever asks is ready to wait.
+        """
+        self._interrupt = interrupt
+
+    def nothing_may_be_lost(self) -> None:
+        """From now on the loop saves before it ends."""
+        self._may_interrupt = False
+
+    def fail(self, error: BaseException) -> NoReturn:
+        """Ends this process because of an exception, and with it all."""
+        if isinstance(error, UserError | RestartError):
+            code = EXIT_USER_ERROR if isinstance(error, UserError) else EXIT_RESTART
+            self._end(str(error), code)
+        if self._hosts.store is not None and self._cause_is_elsewhere():
+            time.sleep(2 * _LAST_WORDS)  # the thread that talks ends the process
+        traceback.print_exception(error)
+        first_line = next(iter(str(error).splitlines()), "")
+        self._end(f"{type(error).__name__}: {first_line}", EXIT_RESTART)
+
+    def _cause_is_elsewhere(self) -> bool:
+        """Whether another process has ended and said why: without it steps fail here too."""
+        with contextlib.suppress(jax.errors.JaxRuntimeError):
+            return bool(self._hosts.store.blocking_key_value_get(_FAILURE, round(1000 * _CAUSE)))
+        return False
+
+    # The thread that looks at clocks.
+
+    def _look_at_clocks(self) -> None:
+        while not self._ended.wait(_TICK):
+            sign, now = self._sign, time.time()
+            self._file.write(sign)
+            self._check_interrupt()
+            is_short = sign.phase in _SHORT
+            limit = self._config.hang_seconds if is_short else self._config.start_seconds
+            if now - sign.since > limit:
+                who = self._signs.first_to_stand_still(now)
+                self._end(f"hangs: {sign.describe(now)}{who}", EXIT_RESTART, stacks=True)
+            silence = time.monotonic() - self._answered_at
+            if self._hosts.store is not None and silence > self._config.silent_seconds:
+                where = f"; here: {sign.describe(now)}"
+                silent = f"{self._hosts.describe(0)} has not answered for {silence:.0f} s{where}"
+                self._end(silent, EXIT_RESTART, stacks=True)
+
+    def _check_interrupt(self) -> None:
+        reason = self._wish() if self._may_interrupt else None
+        if reason is None or not self._ending.acquire(blocking=False):
+            return
+        self._interrupt(reason)
+        self._tell({"index": self._hosts.index, "message": reason, "code": 0})
+        self._exit(0)
+
+    # The thread that talks.
+
+    def _talk(self) -> None:
+        store = self._hosts.store
+        while not self._ended.is_set():
+            tick = _QUICK_TICK if self.agreement.is_pending else _TICK
+            with contextlib.suppress(jax.errors.JaxRuntimeError):  # there is none
+                self._hear(store.blocking_key_value_get(_FAILURE, round(1000 * tick)))
+            if self._ended.is_set():
+                return
+            with contextlib.suppress(jax.errors.JaxRuntimeError):
+                self._signs.exchange(self._sign)
+                self._answered_at = time.monotonic()
+                self.agreement.talk()
+                self._check_silence()
+
+    def _check_silence(self) -> None:
+        """Process 0 speaks for all: who does not hear from it ends by itself."""
+        silent = self._signs.silent(self._config.silent_seconds) if self._hosts.is_first else None
+        if silent is not None:
+            self._end(f"{silent} gives no sign of life", EXIT_RESTART, stacks=True)
+
+    def _hear(self, failure: str) -> None:
+        """Another process ends, and so does this one, having said that it knows."""
+        told = json.loads(failure)
+        if told["index"] == self._hosts.index or not self._ending.acquire(blocking=False):
+            return
+        message = f"{self._hosts.describe(told['index'])} ended the run: {told['message']}"
+        if told["code"] == 0:
+            self._interrupt(told["message"])
+        with contextlib.suppress(jax.errors.JaxRuntimeError):
+            self._hosts.store.key_value_set(f"{_HEARD}/{self._hosts.index}", "")
+        self._conclude(message, told["code"], told["stacks"])
+
+    # How a process ends.
+
+    def _end(self, message: str, code: int, *, stacks: bool = False) -> NoReturn:
+        if not self._ending.acquire(blocking=False):
+            threading.Event().wait()  # another thread is ending the process
+        about = {"index": self._hosts.index, "message": message, "code": code, "stacks": stacks}
+        self._tell(about)
+        self._conclude(message, code, stacks)
+
+    def _tell(self, failure: dict) -> None:
+        """Tells the others, who must be able to ask process 0 for a while."""
+        if self._hosts.store is None:
+            return
+        teller = threading.Thread(target=self._tell_and_wait, args=(failure,), daemon=True)
+        teller.start()
+        teller.join(_LAST_WORDS)
+
+    def _tell_and_wait(self, failure: dict) -> None:
+        store = self._hosts.store
+        with contextlib.suppress(jax.errors.JaxRuntimeError):  # somebody else ends too
+            store.key_value_set(_FAILURE, json.dumps({"stacks": False} | failure))
+        with contextlib.suppress(jax.errors.JaxRuntimeError):
+            while len(store.key_value_dir_get(_HEARD)) < self._hosts.count - 1:
+                time.sleep(_QUICK_TICK)
+
+    def _conclude(self, message: str, code: int, stacks: bool) -> NoReturn:
+        if stacks:
+            faulthandler.dump_traceback(sys.__stderr__, all_threads=True)
+        if code:
+            self._file.write(self._sign, failure=message)
+            print(f"error: {message}", file=sys.stderr)
+        self._exit(code)
+
+    def _exit(self, code: int) -> NoReturn:
+        """At once: JAX would wait for processes that do not come any more."""
+        for child in multiprocessing.active_children():
+            child.kill()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
