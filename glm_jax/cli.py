@@ -20,10 +20,16 @@ if typing.TYPE_CHECKING:
 _DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback of a user error.")
 
 
-def run(main: Callable[[], None], define_flags: Callable[[], None]) -> None:
+def run(
+    main: Callable[[], None], define_flags: Callable[[], None], *, restarts: bool = False
+) -> None:
     """Runs a verb's `main()`; a `UserError` becomes one line on stderr and exit code 2.
 
     Flags are defined here and not on import, so that several verbs can be imported together.
+
+    Args:
+      restarts: the verb goes on where it was if it is started again, so that every other exception
+        asks for that, with exit code 42.
     """
     define_flags()
 
@@ -39,6 +45,11 @@ def run(main: Callable[[], None], define_flags: Callable[[], None]) -> None:
             _exit(str(error))
         except RestartError as error:
             _exit(str(error), EXIT_RESTART)
+        except Exception:
+            if not restarts:
+                raise
+            traceback.print_exc()
+            sys.exit(EXIT_RESTART)
 
     app.run(guarded, flags_parser=_parse_flags)
 

@@ -117,6 +117,7 @@ def run(
                 hosts,
             )
         ) as checkpoints,
+        watch.guarding(),
     ):
         watch.keep_signs_in(workdir / "hosts")
         about = Run(config, dataset, tokenizer, sharding, workdir, hosts, watch, stopping.max_steps)
@@ -172,4 +173,4 @@ def describe(config: Config, dataset: Dataset, sharding: Sharding) -> str:
 
 
 if __name__ == "__main__":
-    cli.run(main, define_flags)
+    cli.run(main, define_flags, restarts=True)

@@ -71,7 +71,7 @@ def _number(name: str, value: str | None) -> int | None:
 
 
 def _told(coordinator: str | None, count: int | None, index: int | None) -> Place | None:
-    if count == 1 and not index:
+    if count == 1 and not index and coordinator is None:
         return None
     given = zip(VARIABLES, (coordinator, count, index), strict=True)
     if missing := [name for name, value in given if value is None]:

@@ -7,6 +7,7 @@ host, process 0 tells all of them who is there, or what is wrong, and the port i
 
 import contextlib
 import json
+import os
 import socket
 import time
 from typing import NamedTuple
@@ -67,7 +68,7 @@ def _listening(place: Place) -> socket.socket:
     except OSError as error:
         raise UserError(
             f"port {port} of --coordinator_address {place.coordinator} cannot be used on "
-            f"{socket.gethostname()}: {error.strerror}"
+            f"{socket.gethostname()}: {os.strerror(error.errno)}"
         ) from error
 
 

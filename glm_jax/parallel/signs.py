@@ -83,6 +83,11 @@ class Signs:
             if index not in self._seen or self._seen[index].number != number:
                 self._seen[index] = _Seen(number, Sign(**values), time.monotonic())
 
+    def others_alive(self, limit: float) -> set[int]:
+        """The other processes that were heard from in the last `limit` seconds."""
+        now, mine = time.monotonic(), self._hosts.index
+        return {i for i, seen in self._seen.items() if i != mine and now - seen.at < limit}
+
     def silent(self, limit: float) -> str | None:
         """The process that was not heard from for the longest, if that is over `limit` seconds."""
         if not self._seen:

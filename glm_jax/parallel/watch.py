@@ -28,9 +28,9 @@ from glm_jax.parallel.hosts import Hosts, joined
 from glm_jax.parallel.place import Place
 from glm_jax.parallel.signs import Sign, SignFile, Signs
 
-_FAILURE, _HEARD = "glm_jax/failure", "glm_jax/heard"
+_FAILURE, _GONE = "glm_jax/failure", "glm_jax/gone"
 _TICK, _QUICK_TICK = 1.0, 0.1
-_LAST_WORDS = 5.0  # that a process waits for the others to hear why it ends
+_LAST_WORDS = 5.0  # that process 0, whom the others ask, waits for them to go
 _CAUSE = 2.0  # that the process which caused an exception here has to say so
 
 STARTING, COMPILING, STEP = "starting", "compiling", "step"
@@ -63,14 +63,8 @@ def watched(
             nowhere = stack.enter_context(Path(os.devnull).open("w"))
             stack.enter_context(contextlib.redirect_stdout(nowhere))
         watch = stack.enter_context(Watch(hosts, config, wish))
-        try:
+        with watch.guarding():
             yield hosts, watch
-        except UserError as error:
-            if hosts.count == 1:
-                raise
-            watch.fail(error)
-        except Exception as error:
-            watch.fail(error)
 
 
 class Watch:
@@ -128,16 +122,29 @@ class Watch:
         """From now on the loop saves before it ends."""
         self._may_interrupt = False
 
-    def fail(self, error: BaseException) -> NoReturn:
-        """Ends this process because of an exception, and with it all."""
+    @contextlib.contextmanager
+    def guarding(self) -> Iterator[None]:
+        """Ends all processes where an exception leaves the block.
+
+        Of several none may wait for others on its way out, as to close what it opened: they do not
+        come. The only process closes everything, and a `UserError` is raised.
+        """
+        try:
+            yield
+        except Exception as error:
+            if self._hosts.store is not None:
+                self._fail(error)
+            self._file.write(self._sign, failure=_one_line(error))
+            raise
+
+    def _fail(self, error: Exception) -> NoReturn:
         if isinstance(error, UserError | RestartError):
             code = EXIT_USER_ERROR if isinstance(error, UserError) else EXIT_RESTART
-            self._end(str(error), code)
-        if self._hosts.store is not None and self._cause_is_elsewhere():
+            self._end(_one_line(error), code)
+        if self._cause_is_elsewhere():
             time.sleep(2 * _LAST_WORDS)  # the thread that talks ends the process
         traceback.print_exception(error)
-        first_line = next(iter(str(error).splitlines()), "")
-        self._end(f"{type(error).__name__}: {first_line}", EXIT_RESTART)
+        self._end(_one_line(error), EXIT_RESTART)
 
     def _cause_is_elsewhere(self) -> bool:
         """Whether another process has ended and said why: without it steps fail here too."""
@@ -168,7 +175,7 @@ class Watch:
         if reason is None or not self._ending.acquire(blocking=False):
             return
         self._interrupt(reason)
-        self._tell({"index": self._hosts.index, "message": reason, "code": 0})
+        self._tell(reason, 0, stacks=False)
         self._exit(0)
 
     # The thread that talks.
@@ -201,8 +208,6 @@ class Watch:
         message = f"{self._hosts.describe(told['index'])} ended the run: {told['message']}"
         if told["code"] == 0:
             self._interrupt(told["message"])
-        with contextlib.suppress(jax.errors.JaxRuntimeError):
-            self._hosts.store.key_value_set(f"{_HEARD}/{self._hosts.index}", "")
         self._conclude(message, told["code"], told["stacks"])
 
     # How a process ends.
@@ -210,25 +215,20 @@ class Watch:
     def _end(self, message: str, code: int, *, stacks: bool = False) -> NoReturn:
         if not self._ending.acquire(blocking=False):
             threading.Event().wait()  # another thread is ending the process
-        about = {"index": self._hosts.index, "message": message, "code": code, "stacks": stacks}
-        self._tell(about)
+        self._tell(message, code, stacks)
         self._conclude(message, code, stacks)
 
-    def _tell(self, failure: dict) -> None:
-        """Tells the others, who must be able to ask process 0 for a while."""
-        if self._hosts.store is None:
-            return
-        teller = threading.Thread(target=self._tell_and_wait, args=(failure,), daemon=True)
-        teller.start()
-        teller.join(_LAST_WORDS)
+    def _tell(self, message: str, code: int, stacks: bool) -> None:
+        values = {"index": self._hosts.index, "message": message, "code": code, "stacks": stacks}
+        self._say(_FAILURE, json.dumps(values))
 
-    def _tell_and_wait(self, failure: dict) -> None:
-        store = self._hosts.store
-        with contextlib.suppress(jax.errors.JaxRuntimeError):  # somebody else ends too
-            store.key_value_set(_FAILURE, json.dumps({"stacks": False} | failure))
-        with contextlib.suppress(jax.errors.JaxRuntimeError):
-            while len(store.key_value_dir_get(_HEARD)) < self._hosts.count - 1:
-                time.sleep(_QUICK_TICK)
+    def _say(self, key: str, value: str) -> None:
+        """Tells the others, if process 0 still answers, and nobody said it before."""
+        if self._hosts.store is not None:
+            arguments = (self._hosts.store.key_value_set, key, value)
+            teller = threading.Thread(target=_quietly, args=arguments, daemon=True)
+            teller.start()
+            teller.join(_LAST_WORDS)
 
     def _conclude(self, message: str, code: int, stacks: bool) -> NoReturn:
         if stacks:
@@ -244,4 +244,28 @@ class Watch:
             child.kill()
         sys.stdout.flush()
         sys.stderr.flush()
+        if self._hosts.is_first and self._hosts.store is not None:
+            self._let_the_others_go()
+        else:
+            self._say(f"{_GONE}/{self._hosts.index}", "")
         os._exit(code)
+
+    def _let_the_others_go(self) -> None:
+        """JAX aborts those that are still there when process 0 is gone."""
+        deadline, others = time.monotonic() + _LAST_WORDS, self._signs.others_alive(_LAST_WORDS)
+        while others and time.monotonic() < deadline:
+            time.sleep(_QUICK_TICK)
+            with contextlib.suppress(jax.errors.JaxRuntimeError):
+                gone = self._hosts.store.key_value_dir_get(_GONE)
+                others -= {int(key.rpartition("/")[2]) for key, _ in gone}
+
+
+def _quietly(action: Callable, *arguments) -> None:
+    with contextlib.suppress(jax.errors.JaxRuntimeError):
+        action(*arguments)
+
+
+def _one_line(error: Exception) -> str:
+    first_line = next(iter(str(error).splitlines()), "")
+    is_for_people = isinstance(error, UserError | RestartError)
+    return str(error) if is_for_people else f"{type(error).__name__}: {first_line}"

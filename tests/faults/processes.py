@@ -2,11 +2,14 @@
 
 import json
 import os
+import signal
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from commands import ROOT
 
@@ -16,16 +19,26 @@ _DEADLINE = 180.0
 class Training:
     """`python -m glm_jax.train` on the recipe beside this file."""
 
-    def __init__(self, data_dir: Path, workdir: Path, *flags: str):
+    def __init__(
+        self,
+        data_dir: Path,
+        workdir: Path,
+        *flags: str,
+        devices: int = 1,
+        variables: Mapping[str, str] = MappingProxyType({}),
+    ):
         self.workdir = workdir
+        virtual = f"--xla_force_host_platform_device_count={devices}"
         environment = os.environ | {
             "PYTHONPATH": str(ROOT),
-            "XLA_FLAGS": "--xla_backend_optimization_level=0",
+            "XLA_FLAGS": f"--xla_backend_optimization_level=0 {virtual}",
             "PYTHONUNBUFFERED": "1",
         }
+        environment |= variables
         command = ["-m", "glm_jax.train", f"--config={ROOT}/tests/faults/recipe.py"]
         command += [f"--config.data.dir={data_dir}", f"--workdir={workdir}", *flags]
-        self._output = workdir.parent / f"{workdir.name}.log"
+        number = variables.get("JAX_PROCESS_ID", "")
+        self._output = workdir.parent / f"{workdir.name}{number}.log"
         self._printed_before = self._output.stat().st_size if self._output.exists() else 0
         self._process = subprocess.Popen(
             [sys.executable, *command],
@@ -59,6 +72,67 @@ class Training:
 
     def wait(self) -> int:
         return self._process.wait(_DEADLINE)
+
+    def kill(self) -> None:
+        """Whatever state it is in."""
+        if self._process.poll() is None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+
+
+class Together:
+    """Processes that train together, two by default with two devices each."""
+
+    def __init__(
+        self,
+        data_dir: Path,
+        workdir: Path,
+        *flags: str,
+        count: int = 2,
+        devices: int = 2,
+        port: int | None = None,
+        fault: str = "",
+    ):
+        self.workdir, address = workdir, f"localhost:{port or free_port()}"
+        self.all = [
+            Training(
+                data_dir,
+                workdir,
+                *flags,
+                devices=devices,
+                variables={
+                    "JAX_COORDINATOR_ADDRESS": address,
+                    "JAX_NUM_PROCESSES": str(count),
+                    "JAX_PROCESS_ID": str(index),
+                    "FAULT": fault,
+                },
+            )
+            for index in range(count)
+        ]
+
+    def __getitem__(self, index: int) -> Training:
+        return self.all[index]
+
+    def wait_until(self, condition: Callable[[], bool]) -> None:
+        self.all[0].wait_until(condition)
+
+    def wait(self) -> list[int]:
+        return [training.wait() for training in self.all]
+
+    def printed(self) -> str:
+        return "\n".join(training.printed() for training in self.all)
+
+    def __enter__(self) -> "Together":
+        return self
+
+    def __exit__(self, *_) -> None:
+        for training in self.all:
+            training.kill()
+
+
+def free_port() -> int:
+    with socket.create_server(("localhost", 0)) as server:
+        return server.getsockname()[1]
 
 
 def lines(workdir: Path, kind: str) -> list[dict]:

@@ -1,11 +1,20 @@
-"""A run of seconds whose every step and save can be hit."""
+"""A run of seconds whose every step and save can be hit.
 
+The variable FAULT, as in "raise:1:7", makes process 1 do something bad before its seventh batch.
+"""
+
+import os
+import time
+
+import jax
 import ml_collections
 
-from glm_jax import config
+from glm_jax import config, session
 
 
 def get_config() -> ml_collections.ConfigDict:
+    if fault := os.environ.get("FAULT"):
+        _plant(*fault.split(":"))
     c = ml_collections.ConfigDict(config.default_dict())
     c.model.update(
         vocab_multiple=8,
@@ -22,3 +31,26 @@ def get_config() -> ml_collections.ConfigDict:
     c.training.update(steps=100, batch_size=4, log_every=1, eval_every=50, eval_rows=8)
     c.checkpoint.every = 5
     return c
+
+
+def _plant(what: str, process: str, number: str) -> None:
+    following, left = session.Feed.next, [int(number)]
+
+    def next_batch(feed):
+        left[0] -= 1
+        if left[0] == 0 and jax.process_index() == int(process):
+            _FAULTS[what]()
+        return following(feed)
+
+    session.Feed.next = next_batch
+
+
+def _raise() -> None:
+    raise ZeroDivisionError("a planted fault")
+
+
+def _hang() -> None:
+    time.sleep(1000)
+
+
+_FAULTS = {"raise": _raise, "hang": _hang}
