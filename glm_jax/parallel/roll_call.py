@@ -40,7 +40,7 @@ def call_roll(place: Place, timeout: float) -> tuple[str, ...]:
 def _receive(place: Place, deadline: float, timeout: float) -> tuple[str, ...]:
     """Process 0: waits for the others and tells all of them."""
     with _listening(place) as listener, contextlib.ExitStack() as connections:
-        present = {0: _Present(listener, socket.gethostname())}
+        present, came = {0: _Present(listener, socket.gethostname())}, []
         error = None
         while len(present) < place.count and error is None:
             listener.settimeout(max(0.01, deadline - time.monotonic()))
@@ -50,12 +50,13 @@ def _receive(place: Place, deadline: float, timeout: float) -> tuple[str, ...]:
                 error = RestartError(_absent(present, place.count, timeout))
                 break
             connections.enter_context(connection)
+            came.append(connection)
             error = _enter(connection, place, present, deadline)
         names = [present[i].name for i in sorted(present)]
         answer = {"names": names} if error is None else {"error": str(error)}
         if isinstance(error, UserError):
             answer["is_user_error"] = True
-        _tell(present, answer)
+        _tell(came, answer)
     if error is not None:
         raise error
     return tuple(names)
@@ -111,14 +112,13 @@ def _absent(present: dict[int, _Present], count: int, timeout: float) -> str:
     return f"process {absent} of {count} did not come in {timeout:.0f} s; there are {there}"
 
 
-def _tell(present: dict[int, _Present], answer: dict) -> None:
+def _tell(connections: list[socket.socket], answer: dict) -> None:
     line = json.dumps(answer).encode() + b"\n"
-    others = [there.connection for index, there in present.items() if index]
-    for connection in others:
+    for connection in connections:
         with contextlib.suppress(OSError):
             connection.settimeout(5.0)
             connection.sendall(line)
-    for connection in others:  # who closes first keeps the port for a while
+    for connection in connections:  # who closes first keeps the port for a while
         with contextlib.suppress(OSError):
             connection.recv(1)
 

@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
@@ -26,6 +26,7 @@ class Training:
         *flags: str,
         devices: int = 1,
         variables: Mapping[str, str] = MappingProxyType({}),
+        logs: Path | None = None,
     ):
         self.workdir = workdir
         virtual = f"--xla_force_host_platform_device_count={devices}"
@@ -38,7 +39,7 @@ class Training:
         command = ["-m", "glm_jax.train", f"--config={ROOT}/tests/faults/recipe.py"]
         command += [f"--config.data.dir={data_dir}", f"--workdir={workdir}", *flags]
         number = variables.get("JAX_PROCESS_ID", "")
-        self._output = workdir.parent / f"{workdir.name}{number}.log"
+        self._output = (logs or workdir.parent) / f"{workdir.name}{number}.log"
         self._printed_before = self._output.stat().st_size if self._output.exists() else 0
         self._process = subprocess.Popen(
             [sys.executable, *command],
@@ -62,8 +63,11 @@ class Training:
 
     def signal(self, number: int) -> int:
         """Sends the signal and returns the exit code."""
-        self._process.send_signal(number)
+        self.send(number)
         return self.wait()
+
+    def send(self, number: int) -> None:
+        self._process.send_signal(number)
 
     def signal_group(self, number: int) -> int:
         """Sends the signal to the process and its children; returns the exit code."""
@@ -92,22 +96,39 @@ class Together:
         devices: int = 2,
         port: int | None = None,
         fault: str = "",
+        of_last: Mapping[str, str] = MappingProxyType({}),
+        flags_of_last: Sequence[str] = (),
+        absent: int | None = None,
+        logs: Path | None = None,
     ):
+        """Starts them.
+
+        Args:
+          fault: one of the recipe.
+          of_last: variables of the last process alone.
+          flags_of_last: its flags.
+          absent: a process that is not started.
+          logs: folder of what they print; None: beside the run's.
+        """
         self.workdir, address = workdir, f"localhost:{port or free_port()}"
         self.all = [
             Training(
                 data_dir,
                 workdir,
                 *flags,
+                *(flags_of_last if index == count - 1 else ()),
                 devices=devices,
                 variables={
                     "JAX_COORDINATOR_ADDRESS": address,
                     "JAX_NUM_PROCESSES": str(count),
                     "JAX_PROCESS_ID": str(index),
                     "FAULT": fault,
+                    **(of_last if index == count - 1 else {}),
                 },
+                logs=logs,
             )
             for index in range(count)
+            if index != absent
         ]
 
     def __getitem__(self, index: int) -> Training:
