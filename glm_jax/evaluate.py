@@ -16,7 +16,7 @@ import importlib.util
 import json
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,6 +32,7 @@ from glm_jax.errors import UserError
 from glm_jax.model.decoding import DecodingOptions, Filler
 from glm_jax.model.scoring import Scorer
 from glm_jax.parallel.sharding import Sharding, make_sharding
+from glm_jax.parallel.watch import COMPILING, Watch, watched
 from glm_jax.stages import longest_row
 from glm_jax.tasks import bpb, cloze, fill, lambada, loss
 from glm_jax.tasks.continuation import document_mask
@@ -58,6 +59,7 @@ _TASK_FLAGS = {  # beside those that every task has
 
 
 def define_flags() -> None:
+    cli.define_hosts_flags()
     flags.DEFINE_string("workdir", None, "Folder of the run.")
     flags.DEFINE_integer("step", None, "Step of the checkpoint; by default the newest good one.")
     flags.DEFINE_bool("ema", False, "The moving average of the parameters.")
@@ -80,12 +82,24 @@ def define_flags() -> None:
 def main() -> None:
     workdir = Path(cli.required("workdir"))
     check_task()
-    run = load_run(workdir)
-    started = time.perf_counter()
-    figures = _EVALUATE[FLAGS.task](run)
-    seconds = round(time.perf_counter() - started, 3)
+    waits = load_config(workdir).hosts
+    with watched(cli.place(), waits, _nobody_asks, FLAGS.hosts_timeout) as (hosts, watch):
+        run = load_run(workdir, watch)
+        started = time.perf_counter()
+        figures = _EVALUATE[FLAGS.task](run)
+        seconds = round(time.perf_counter() - started, 3)
+        if hosts.is_first:
+            tell(workdir, run.step, figures, seconds)
+
+
+def _nobody_asks() -> None:
+    """Nothing is saved before the end: signals act as they always do."""
+
+
+def tell(workdir: Path, step: int, figures: dict, seconds: float) -> None:
+    """Prints the line, and remembers it for the report."""
     inputs = {"input": ", ".join(Path(name).name for name in FLAGS.input)} if FLAGS.input else {}
-    about = {"step": run.step, "task": FLAGS.task, **inputs, "flags": remembered_flags()}
+    about = {"step": step, "task": FLAGS.task, **inputs, "flags": remembered_flags()}
     line = json.dumps(
         json_value({**about, **figures, "seconds": seconds}), ensure_ascii=False, allow_nan=False
     )
@@ -146,6 +160,15 @@ class Run(NamedTuple):
     step: int
     tokenizer: Tokenizer
     sharding: Sharding
+    watch: Watch
+
+    def track(self, batches: Sequence) -> Iterator:
+        """The batches, with a bar on a terminal; each is a sign of life."""
+        console = Console(stderr=True)
+        bar = track(batches, FLAGS.task, console=console, disable=not console.is_terminal)
+        for batch in bar:
+            self.watch.sign(COMPILING)  # the first of a shape does
+            yield batch
 
     def scorer(self) -> Scorer:
         return Scorer(
@@ -154,7 +177,7 @@ class Run(NamedTuple):
             self.tokenizer.special,
             self.sharding,
             batch_size=FLAGS.batch_size,
-            track=show_progress,
+            track=self.track,
         )
 
     def filler(self) -> Filler:
@@ -167,12 +190,17 @@ class Run(NamedTuple):
             self.config, FLAGS.window, FLAGS.stride, unidirectional=FLAGS.unidirectional
         )
 
+    def goes_on(self) -> bool:
+        """A sign of life before a batch; never gives up."""
+        self.watch.sign(COMPILING)
+        return False
+
     @property
     def mask_id(self) -> int:
         return document_mask(self.config.objective, self.tokenizer.special)
 
 
-def load_run(workdir: Path) -> Run:
+def load_run(workdir: Path, watch: Watch) -> Run:
     """The checkpoint that the flags name, laid out over all devices by the rules of its config.
 
     Raises:
@@ -185,13 +213,7 @@ def load_run(workdir: Path) -> Run:
     mesh = dataclasses.replace(mesh, data=-1, fsdp=FLAGS.fsdp, model=FLAGS.model_parallel)
     sharding = make_sharding(mesh)
     config, params, step = load_params(workdir, FLAGS.step, ema=FLAGS.ema, sharding=sharding)
-    return Run(config, params, step, Tokenizer.load(workdir / "tokenizer"), sharding)
-
-
-def show_progress(batches: Sequence) -> Iterable:
-    """The batches, with a bar on a terminal."""
-    console = Console(stderr=True)
-    return track(batches, FLAGS.task, console=console, disable=not console.is_terminal)
+    return Run(config, params, step, Tokenizer.load(workdir / "tokenizer"), sharding, watch)
 
 
 def evaluate_loss(run: Run) -> dict:
@@ -209,7 +231,7 @@ def evaluate_loss(run: Run) -> dict:
         run.sharding,
         lambda rows: equal_batches(rows, config, share),
     )
-    sums = validate(run.params, dataset.validation)
+    sums = validate(run.params, dataset.validation, run.goes_on)
     by_batch = Sums(*map(np.stack, zip(*sums, strict=True)))
     return {
         **summarise(total(sums), dataset.languages),
@@ -247,7 +269,7 @@ def evaluate_fill(run: Run) -> dict:
     options = DecodingOptions(max_new_tokens=FLAGS.max_new_tokens)
     slots = longest_row(run.config)
     result = fill.evaluate(
-        run.filler(), run.tokenizer, FLAGS.input, slots, options, FLAGS.limit, show_progress
+        run.filler(), run.tokenizer, FLAGS.input, slots, options, FLAGS.limit, run.track
     )
     return result.to_dict()
 

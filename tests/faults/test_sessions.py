@@ -1,5 +1,6 @@
 """What a session owes the next one: validations, messages, and its folder to itself."""
 
+import errno
 import fcntl
 import json
 import shutil
@@ -11,6 +12,7 @@ from training.samples import changed
 
 from glm_jax import session, train
 from glm_jax.errors import UserError
+from glm_jax.training import checkpoint, manifest
 from glm_jax.training.stopping import Stopping
 
 pytestmark = pytest.mark.slow
@@ -60,6 +62,29 @@ def test_fewer_steps_than_are_done_are_nothing_to_do(run_config, sessions, tmp_p
     run(changed(run_config, "training", steps=4), workdir)
     assert "nothing to do: step 10 of 4 is done" in capsys.readouterr().out
     assert (workdir / "metrics.jsonl").read_text() == before
+
+
+def test_a_save_that_failed_is_made_again(run_config, tmp_path, monkeypatch):
+    """That of the last step until it is there."""
+    write, failing = manifest.write, {5: 1, 10: 2}
+
+    def fail_at_first(folder, *arguments):
+        step = int(folder.name)
+        if failing.get(step, 0) > 0:
+            failing[step] -= 1
+            raise OSError(errno.EIO, "Input/output error", "manifest-0-of-1.json")
+        write(folder, *arguments)
+
+    monkeypatch.setattr(manifest, "write", fail_at_first)
+    monkeypatch.setattr(checkpoint, "_SHORTEST_PAUSE", 0.01)
+    workdir = tmp_path / "run"
+    run(changed(run_config, "checkpoint", keep_latest=10), workdir)
+    failed = lines(workdir, "save_failed")
+    assert [line["step"] for line in failed] == [5, 10, 10]
+    assert "5 was not saved: OSError: [Errno 5] Input/output error" in failed[0]["reason"]
+    saved = [line["step"] for line in lines(workdir, "saved")]
+    assert saved[-3:] == [10, 10, 10]
+    assert (workdir / "checkpoints/10/manifest-0-of-1.json").exists()
 
 
 def test_damage_is_said_before_anything_can_refuse(run_config, sessions, tmp_path, monkeypatch):

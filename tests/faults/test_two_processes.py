@@ -19,6 +19,8 @@ import pytest
 from commands import ROOT
 from faults.processes import Together, curve, free_port, is_saving, last_step, lines
 
+from glm_jax.training.step_folders import finished_steps
+
 pytestmark = [pytest.mark.slow, pytest.mark.faults]
 
 STEPS, EVERY, SILENT = 100, 5, 4
@@ -64,6 +66,17 @@ def sigstop(together: Together) -> None:
     together[1].kill()
 
 
+def storage_away(together: Together) -> None:
+    """While a save is due; SIGTERM ends the session once it is made up for."""
+    root, workdir = together.workdir / "checkpoints", together.workdir
+    root.rename(workdir / "away")
+    together.wait_until(lambda: lines(workdir, "save_failed") != [])
+    (workdir / "away").rename(root)
+    failed = lines(workdir, "save_failed")[-1]["step"]
+    together.wait_until(lambda: max(finished_steps(root)) >= failed)
+    sigterm(together)
+
+
 def nothing(_) -> None:
     """The fault is planted in the program."""
 
@@ -72,6 +85,7 @@ KILLED, ABORTED, RESTART = -signal.SIGKILL, -signal.SIGABRT, 42
 SILENCE = r"error: process 1 \(.*\), not heard from for \d+ s .*, gives no sign of life"
 FAULTS = [
     Fault("SIGTERM to one", sigterm, ({0}, {0}), "SIGTERM"),
+    Fault("storage away for seconds", storage_away, ({0}, {0}), "it is tried again"),
     Fault("kill -9 of 1 in a step", kill(1), ({RESTART}, {KILLED}), SILENCE),
     # JAX aborts whoever loses process 0.
     Fault("kill -9 of 0 in a step", kill(0), ({KILLED}, {ABORTED, RESTART}), ""),

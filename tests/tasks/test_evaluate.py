@@ -101,7 +101,7 @@ def test_a_flag_that_the_task_does_not_have_is_refused(arguments, flag):
 
 def test_the_line_is_json_and_the_report_tells_what_was_evaluated(tmp_path, monkeypatch, capsys):
     health = write_run(tmp_path)
-    monkeypatch.setattr(command, "load_run", lambda _: SimpleNamespace(step=4000))
+    monkeypatch.setattr(command, "load_run", lambda *_: SimpleNamespace(step=4000))
     figures = {
         "bits_per_byte": {"all": math.nan, "en": np.float32(1.5)},
         "word_perplexity": {"en": math.inf},

@@ -26,9 +26,9 @@ from training.samples import changed, tiny_config
 from glm_jax.config import CheckpointConfig, Config, MeshConfig, to_dict
 from glm_jax.errors import UserError
 from glm_jax.parallel.sharding import make_sharding
-from glm_jax.training import manifest
+from glm_jax.training import checkpoint, manifest
 from glm_jax.training.bad_steps import History
-from glm_jax.training.checkpoint import Checkpoints, DataPosition, Restored
+from glm_jax.training.checkpoint import SAVE_AGAIN, Checkpoints, DataPosition, Restored
 from glm_jax.training.health import health
 from glm_jax.training.step import TrainState, state_shardings
 from glm_jax.training.step_folders import superseded
@@ -433,6 +433,48 @@ def test_a_save_that_fails_in_the_background_is_raised_once_at_the_next_step(run
     restored = restore(run)
     assert int(restored.state.step) == 10
     assert restored.set_aside[0].moved_to.name == "15.unfinished"
+
+
+@pytest.mark.parametrize("step", [15, 20])
+def test_storage_that_is_away_is_tried_again(run, monkeypatch, step):
+    """The same step, as at the end of a run, or a later one."""
+    monkeypatch.setattr(checkpoint, "_SHORTEST_PAUSE", 0.2)
+    failures = []
+    checkpoints = Checkpoints(
+        run, CONFIG.checkpoint, on_failure=lambda *failure: failures.append(failure)
+    )
+    root, away = run / "checkpoints", run / "away"
+    root.rename(away)
+    save(checkpoints, 15)
+    checkpoints.wait()
+    assert checkpoints.has_failed
+    assert checkpoints.wish() is None
+    ((at, reason),) = failures
+    assert at == 15
+    assert reason.startswith(f"checkpoint {root}/15 was not saved: FileNotFoundError: ")
+    away.rename(root)
+    checkpoints.pause()
+    assert checkpoints.wish() == SAVE_AGAIN
+    save(checkpoints, step)
+    assert checkpoints.wish() is None
+    checkpoints.close()
+    assert not checkpoints.has_failed
+    assert checkpoints.latest_step == step
+    assert_same(restore(run).state, state_of(step))
+
+
+def test_storage_that_stays_away_is_an_error(run, monkeypatch):
+    monkeypatch.setattr(checkpoint, "_SHORTEST_PAUSE", 0.05)
+    config = changed(CONFIG, "checkpoint", retry_seconds=0.2)
+    checkpoints = Checkpoints(run, config.checkpoint)
+    (run / "checkpoints").rename(run / "away")
+    message = r"15 was not saved: FileNotFoundError.*, tried for \d+ s$"
+    with pytest.raises(UserError, match=message):  # noqa: PT012
+        while True:
+            save(checkpoints, 15)
+            checkpoints.wait()
+            checkpoints.pause()
+    checkpoints.close()
 
 
 def eventually_raised(checkpoints: Checkpoints) -> str:
