@@ -156,7 +156,8 @@ class Session:
             owed = start.owes_validation and self._look(state) is None
             while self._step < last and not self._is_to_stop(state):
                 self._checkpoints.check()
-                self._watch.sign(phases.READING, self._step + 1)
+                coming = self._grid.batch(self._feed.next_row)
+                self._watch.sign(phases.READING, self._step + 1, coming)
                 try:
                     batch, rows, waited = self._feed.next()
                 except RuntimeError:
