@@ -18,7 +18,7 @@ from typing import NamedTuple
 from glm_jax.config import Config, from_dict
 from glm_jax.errors import UserError
 from glm_jax.parallel.device_kinds import device_kind
-from glm_jax.planning.collectives import census, fsdp_minimum, layer_traffic
+from glm_jax.planning.collectives import fsdp_minimum, layer_traffic
 from glm_jax.planning.compiled_step import CompiledStep, compile_step
 from glm_jax.planning.expected import text_rows
 from glm_jax.planning.roofline import roofline
@@ -109,7 +109,7 @@ def describe(
     layers = config.model.num_layers
     weights = model_costs(config.model).layer_weights // layers
     minimum = fsdp_minimum(weights, num_devices // pod.data, pod.data, compute_bytes=2)
-    traffic = layer_traffic(census(step.hlo), layers, minimum)
+    traffic = layer_traffic(step.collectives, layers, minimum)
     kinds = ", ".join(
         f"{kind} {sent / MB:.0f}"
         for kind, sent in sorted(traffic.by_kind.items())

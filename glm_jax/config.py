@@ -323,6 +323,8 @@ class Config:
     bad_steps: BadStepsConfig = BadStepsConfig()
     logging: LoggingConfig = LoggingConfig()
     mesh: MeshConfig = MeshConfig()
+    mesh_rules: tuple[str, ...] = ()  # "PATTERN: name=value ...": what replaces fields of mesh,
+    # model.remat and training.accumulation_steps on devices that match; see glm_jax.mesh_rules
     hosts: HostsConfig = HostsConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
 
@@ -389,6 +391,7 @@ _FREE_SECTIONS = ("init", "optimizer", "training", "bad_steps", "logging", "mesh
 _FREE_SECTIONS += ("checkpoint",)
 _FREE_FIELDS = (
     "init_from",
+    "mesh_rules",
     "model.remat",
     "model.remat_saved",
     "model.scan_layers",

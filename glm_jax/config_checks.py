@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 import typing
 
 from glm_jax.errors import UserError
+from glm_jax.mesh_rules import parse_rule
 from glm_jax.stages import check_stages, stages_of
 
 if typing.TYPE_CHECKING:
@@ -34,6 +36,7 @@ def check(config: Config) -> None:
         except UserError as error:
             raise UserError(f"config.stages.{stage.name}: {error}") from error
     _check_bad_steps(config.bad_steps)
+    _check_mesh_rules(config)
     _positive("hosts", config.hosts, "hang_seconds", "start_seconds", "silent_seconds")
     _not_negative("hosts", config.hosts, "compare_every")
     _positive("logging", config.logging, "sample_tokens")
@@ -44,6 +47,15 @@ def check(config: Config) -> None:
         f"{config.logging.samples}",
     )
     _one_of("logging.wandb", config.logging.wandb, ("off", "offline", "online"))
+
+
+def _check_mesh_rules(config: Config) -> None:
+    """Each rule makes a config that can run, as far as that is known without the devices."""
+    for rule in map(parse_rule, config.mesh_rules):
+        try:
+            check(dataclasses.replace(rule.applied(config), mesh_rules=()))
+        except UserError as error:
+            raise UserError(f"config.mesh_rules: {rule.text!r}: {error}") from error
 
 
 def _check_rows(config: Config) -> None:

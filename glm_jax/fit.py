@@ -14,6 +14,7 @@ from absl import flags
 from glm_jax import cli
 from glm_jax.config import Config, with_vocab_size
 from glm_jax.errors import UserError
+from glm_jax.mesh_rules import with_mesh_rules
 from glm_jax.parallel.sharding import make_sharding
 from glm_jax.planning.plan import largest, parts_of, plan_parts
 from glm_jax.planning.plan_text import describe_mesh, describe_part, describe_run, describe_shape
@@ -39,10 +40,13 @@ def main() -> None:
     topology = cli.required("topology")
     jax.config.update("jax_platforms", "cpu")  # devices that this machine has are not opened
     devices = described_devices(topology, FLAGS.num_slices)
+    config, rule = with_mesh_rules(config, devices[0].device_kind, len(devices))
+    if rule:
+        print(f"config.mesh_rules: {rule!r} applies")
     if FLAGS.search:
         find(config, devices, FLAGS.num_slices, FLAGS.max_compiles)
     else:
-        fit(config, devices)
+        fit(config, devices, FLAGS.num_slices)
 
 
 def with_vocabulary(config: Config, tokenizer_size: int) -> Config:
@@ -58,17 +62,17 @@ def with_vocabulary(config: Config, tokenizer_size: int) -> Config:
     return with_vocab_size(config, tokenizer_size)
 
 
-def fit(config: Config, devices: list[jax.Device]) -> None:
+def fit(config: Config, devices: list[jax.Device], num_slices: int) -> None:
     """Prints what the config takes on the devices.
 
     Raises:
-      UserError: it does not fit them.
+      UserError: it does not fit them; naming the nearest that does where it is their memory.
     """
     sharding = make_sharding(config.mesh, devices)
     check_batches(config, sharding)
     print(describe_mesh(config, sharding), flush=True)
     parts, plans = parts_of(config), []
-    for part, plan in zip(parts, plan_parts(parts, devices), strict=True):
+    for part, plan in zip(parts, plan_parts(parts, devices, num_slices), strict=True):
         plans.append(plan)
         print(describe_part(part, plan, len(devices)), flush=True)
     print(describe_run(config, parts, plans))

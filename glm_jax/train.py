@@ -19,6 +19,7 @@ from glm_jax.config import Config, with_vocab_size
 from glm_jax.data.dataset import Dataset, load_tokenizer, open_dataset, with_sources
 from glm_jax.data.reading import describe_reading, describe_rows
 from glm_jax.first_state import first_state, released_params
+from glm_jax.mesh_rules import with_mesh_rules
 from glm_jax.ops.range_attention import resolve_backend
 from glm_jax.parallel.hosts import ALONE, Hosts
 from glm_jax.parallel.sharding import Sharding, make_sharding, parameter_table
@@ -93,6 +94,7 @@ def run(
     config = with_sources(with_vocab_size(config, tokenizer.vocab_size))
     dataset = open_dataset(config, tokenizer)
     check_same_program(hosts, config, dataset, tokenizer, stopping.max_steps)
+    config = for_devices(config, devices or jax.devices())
     sharding = make_sharding(config.mesh, devices)
     check_batches(config, sharding)
     resolve_backend(config.model.attention_backend)
@@ -133,6 +135,14 @@ def run(
         if hosts.is_first:
             save_config(workdir, config)
         return session.train(start)
+
+
+def for_devices(config: Config, devices: list[jax.Device]) -> Config:
+    """The config with the rule for these devices applied, which is said."""
+    config, rule = with_mesh_rules(config, devices[0].device_kind, len(devices))
+    if rule:
+        print(f"config.mesh_rules: {rule!r} applies")
+    return config
 
 
 def _open_log(workdir: Path, config: Config, hosts: Hosts) -> Writer:

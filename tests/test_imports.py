@@ -7,7 +7,7 @@ import pytest
 from commands import run_command
 
 PACKAGE = Path(__file__).resolve().parent.parent / "glm_jax"
-BASE = {"errors", "batch", "config", "config_checks", "stages"}
+BASE = {"errors", "batch", "config", "config_checks", "mesh_rules", "stages"}
 TEXT = BASE | {"tokenizer", "language", "documents"}
 ALLOWED = {
     "errors": set(),
@@ -18,7 +18,8 @@ ALLOWED = {
     "recipes": set(),
     "compilation_cache": set(),
     "config": {"errors", "config_checks"},
-    "config_checks": {"errors", "config", "stages"},
+    "config_checks": {"errors", "config", "mesh_rules", "stages"},
+    "mesh_rules": {"errors", "config"},
     "stages": {"errors", "config"},
     "documents": {"errors", "language"},
     "text_units": set(),
@@ -44,7 +45,15 @@ ALLOWED = {
 }
 VERBS = {"prepare", "train", "evaluate", "fill", "export", "report", "fit"}
 NO_JAX = {"objective", "config", "config_checks", "tokenizer", "documents", "language"}
-NO_JAX |= {"errors", "batch", "text_units", "decontamination", "preparation", "stages"}
+NO_JAX |= {
+    "errors",
+    "batch",
+    "text_units",
+    "decontamination",
+    "preparation",
+    "stages",
+    "mesh_rules",
+}
 LIGHT = {"config", "config_checks", "objective", "ops", "model", "batch", "tokenizer", "parallel"}
 HEAVY = {"tensorflow_datasets", "grain", "orbax", "ml_collections", "tensorflow"}
 

@@ -1,5 +1,7 @@
 """The training step, compiled for devices that need not exist."""
 
+import dataclasses
+import functools
 import math
 import re
 import time
@@ -13,6 +15,7 @@ from glm_jax.config import Config
 from glm_jax.errors import UserError
 from glm_jax.parallel.device_kinds import device_kind
 from glm_jax.parallel.sharding import Sharding, make_sharding
+from glm_jax.planning.collectives import Collective, census
 from glm_jax.training.evaluation import check_batches
 from glm_jax.training.step import TrainState, make_train_step, state_shardings
 
@@ -39,11 +42,24 @@ class DoesNotFit(UserError):
         self.needed = needed
 
 
-class CompiledStep(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class CompiledStep:
+    """A step and what its compiler says of it.
+
+    Attributes:
+      lower_seconds: of tracing it and writing it down for the compiler.
+      hlo: text of the optimised program of one device.
+    """
+
     lower_seconds: float
     compile_seconds: float
     memory: Memory
-    hlo: str  # text of the optimised program of one device
+    hlo: str
+
+    @functools.cached_property
+    def collectives(self) -> list[Collective]:
+        """What its devices send to each other."""
+        return census(self.hlo)
 
     @property
     def num_kernels(self) -> int:

@@ -8,12 +8,19 @@ from typing import NamedTuple
 import jax
 
 from glm_jax.config import Config
+from glm_jax.errors import UserError
 from glm_jax.parallel.device_kinds import DeviceKind, device_kind
 from glm_jax.parallel.sharding import make_sharding
-from glm_jax.planning.collectives import census
-from glm_jax.planning.compiled_step import CompiledStep, Memory, check_fits, compile_step
+from glm_jax.planning.compiled_step import (
+    CompiledStep,
+    DoesNotFit,
+    Memory,
+    check_fits,
+    compile_step,
+)
 from glm_jax.planning.expected import expected_counts
 from glm_jax.planning.held import Held, held_bytes
+from glm_jax.planning.nearest import nearest_that_fits
 from glm_jax.planning.roofline import Roofline, roofline
 from glm_jax.stages import BatchGrid
 from glm_jax.training.flops import Flops, model_costs
@@ -45,11 +52,13 @@ class StepPlan(NamedTuple):
     """A step as it was compiled; all figures are of one device.
 
     Attributes:
+      compile_seconds: of tracing the step and compiling it.
       flops: of a step, by rows as `expected_counts` has them.
       sent: bytes that the collectives of a step send, by kind.
       bound: None where the rates of the device are not known.
     """
 
+    compile_seconds: float
     held: Held
     memory: Memory
     flops: Flops
@@ -88,19 +97,24 @@ def largest(parts: list[Part]) -> Part:
     )
 
 
-def plan_parts(parts: list[Part], devices: list[jax.Device]) -> Iterator[StepPlan]:
+def plan_parts(
+    parts: list[Part], devices: list[jax.Device], num_slices: int = 1
+) -> Iterator[StepPlan]:
     """The plan of each part; those whose batches have one shape share one compilation.
 
     Raises:
-      UserError: a part does not fit the devices.
-      DoesNotFit: nor does its step their memory.
+      UserError: a part does not fit the devices; if it is their memory, with the nearest that does.
     """
     steps: dict[tuple, CompiledStep] = {}
     for part in parts:
         training, length = part.config.training, part.config.data.seq_length
         shape = training.batch_size, training.accumulation_steps, length
         if shape not in steps:
-            steps[shape] = compile_for(part.config, devices)
+            try:
+                steps[shape] = compile_for(part.config, devices)
+            except DoesNotFit as refused:
+                way_out = nearest_that_fits(part.config, devices, num_slices, refused)
+                raise UserError(f"{refused}; {way_out}") from refused
         yield describe_step(part.config, steps[shape], devices)
 
 
@@ -121,9 +135,10 @@ def describe_step(config: Config, step: CompiledStep, devices: list[jax.Device])
     kind = device_kind(devices[0].device_kind)
     counts = expected_counts(config, config.training.batch_size / len(devices))
     sent = Counter()
-    for collective in census(step.hlo):
+    for collective in step.collectives:
         sent[collective.kind] += collective.total_bytes
     return StepPlan(
+        compile_seconds=step.lower_seconds + step.compile_seconds,
         held=held_bytes(config, make_sharding(config.mesh, devices)),
         memory=step.memory,
         flops=model_costs(config.model).of_step(counts),

@@ -33,7 +33,7 @@ def describe_part(part: Part, plan: StepPlan, num_devices: int) -> str:
     return "\n".join(
         [
             "",
-            describe_shape(part),
+            f"{describe_shape(part)}, compiled in {plan.compile_seconds:.0f} s",
             *_memory(plan),
             *_sent(plan),
             *_flops(plan),

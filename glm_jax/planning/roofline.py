@@ -4,7 +4,6 @@ from typing import NamedTuple
 
 from glm_jax.config import Config
 from glm_jax.parallel.device_kinds import DeviceKind
-from glm_jax.planning.collectives import census
 from glm_jax.planning.compiled_step import CompiledStep
 from glm_jax.training.flops import Counts, model_costs
 
@@ -36,9 +35,7 @@ def roofline(config: Config, step: CompiledStep, device: DeviceKind, counts: Cou
       counts: what one device's share of a batch asks for.
     """
     flops = model_costs(config.model).of_step(counts)
-    sent = sum(
-        collective.total_bytes for collective in census(step.hlo) if collective.kind != "send"
-    )
+    sent = sum(sent.total_bytes for sent in step.collectives if sent.kind != "send")
     bound = Roofline(
         compute=flops.hardware / device.peak_flops,
         memory=_memory_bytes(step, sent) / device.hbm_bandwidth,

@@ -192,7 +192,7 @@ def test_the_step_on_four_devices_gathers_every_weight_twice():
     step = compile_step(config, jax.devices())
     weights = 4 * hidden * hidden + 2 * hidden * mlp
     minimum = fsdp_minimum(weights, 4, compute_bytes=4)
-    traffic = layer_traffic(census(step.hlo), layers, minimum)
+    traffic = layer_traffic(step.collectives, layers, minimum)
     vectors = hidden * 6  # scales and biases along the hidden size: norms', out's and down's
     biases = 3 * hidden + mlp
     assert traffic.by_kind["reduce-scatter"] == 4 * weights * 3 // 4

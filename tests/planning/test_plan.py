@@ -74,6 +74,7 @@ def test_a_run_is_the_rows_of_its_stages():
 
 
 PLAN = StepPlan(
+    compile_seconds=37.4,
     held=Held(parameters=100, average=0, optimizer=200, others=3, batch=10),
     memory=Memory(arguments=320, outputs=310, temporaries=500, generated_code=0, peak=700),
     flops=Flops(useful=6e12, palm=9e12, hardware=12e12),
@@ -94,6 +95,7 @@ def test_bounds_and_lengths_are_those_of_the_whole_mesh_and_run():
     run = config(training={"batch_size": 8, "steps": 345_600})
     parts = parts_of(run)
     said = describe_part(parts[0], PLAN, num_devices=4)
+    assert "in 1 micro-batches, compiled in 37 s" in said
     assert "predicted, never run: 0.5 s" in said
     assert "MFU 6.0%, PaLM's 9.1%, HFU 12.2%; 27,648,000 tokens a day on 4 devices" in said
     assert "345,600 steps: 55,296,000 tokens" in describe_run(run, parts, [PLAN])

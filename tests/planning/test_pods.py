@@ -11,7 +11,7 @@ import pytest
 from glm_jax.config import Config, MeshConfig, from_dict
 from glm_jax.errors import UserError
 from glm_jax.parallel.mesh import make_mesh
-from glm_jax.planning.collectives import census, fsdp_minimum, layer_traffic
+from glm_jax.planning.collectives import fsdp_minimum, layer_traffic
 from glm_jax.planning.compiled_step import compile_step
 from glm_jax.planning.topologies import described_devices
 from glm_jax.training.flops import model_costs
@@ -88,7 +88,7 @@ def check(pod: Pod) -> None:
     layers = config.model.num_layers
     weights = model_costs(config.model).layer_weights // layers
     minimum = fsdp_minimum(weights, len(devices) // pod.data, pod.data, compute_bytes=2)
-    traffic = layer_traffic(census(step.hlo), layers, minimum)
+    traffic = layer_traffic(step.collectives, layers, minimum)
     kinds = {kind for kind, sent in traffic.by_kind.items() if sent > 0.01 * traffic.total}
     assert (kinds, step.num_kernels) == (pod.kinds, pod.kernels)
     assert minimum < traffic.total < TOLERANCE * pod.over_minimum * minimum

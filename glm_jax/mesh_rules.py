@@ -1,0 +1,84 @@
+"""Meshes by the devices that a run finds: `config.mesh_rules`, as AXLearn has them.
+
+A rule is "PATTERN: name=value ...", such as "TPU v5p? x 64: fsdp=8 model=8 remat=full". The
+first whose pattern matches "<kind of device> x <number of devices>" as a whole is applied.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import typing
+
+from glm_jax.errors import UserError
+
+if typing.TYPE_CHECKING:
+    from glm_jax.config import Config
+
+_FIELDS = {
+    **dict.fromkeys(("data", "fsdp", "context", "model"), ("mesh", int)),
+    "rules": ("mesh", str),
+    "remat": ("model", str),
+    "accumulation_steps": ("training", int),
+}
+"""Section and type of what a rule may set."""
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshRule:
+    """One rule.
+
+    Attributes:
+      values: by section and field of the config.
+    """
+
+    text: str
+    pattern: re.Pattern
+    values: dict[tuple[str, str], int | str]
+
+    def applied(self, config: Config) -> Config:
+        for (section, field), value in self.values.items():
+            part = dataclasses.replace(getattr(config, section), **{field: value})
+            config = dataclasses.replace(config, **{section: part})
+        return config
+
+
+def parse_rule(text: str) -> MeshRule:
+    """Reads a rule.
+
+    Raises:
+      UserError: it cannot be read.
+    """
+    pattern, colon, assignments = text.rpartition(": ")
+    if not colon or not assignments.strip():
+        raise _wrong(text, "it is not of the form 'PATTERN: name=value ...'")
+    try:
+        compiled = re.compile(pattern)
+    except re.error as error:
+        raise _wrong(text, f"the pattern is no regular expression: {error}") from error
+    values = dict(_assigned(text, part) for part in assignments.split())
+    return MeshRule(text, compiled, values)
+
+
+def _assigned(text: str, part: str) -> tuple[tuple[str, str], int | str]:
+    name, equals, value = part.partition("=")
+    if not equals or name not in _FIELDS:
+        raise _wrong(text, f"{part!r} is none of {', '.join(f'{n}=' for n in _FIELDS)}")
+    section, kind = _FIELDS[name]
+    try:
+        return (section, name), kind(value)
+    except ValueError as error:
+        raise _wrong(text, f"{name} must be {kind.__name__}, got {value!r}") from error
+
+
+def _wrong(text: str, reason: str) -> UserError:
+    return UserError(f"config.mesh_rules: {text!r}: {reason}")
+
+
+def with_mesh_rules(config: Config, device_kind: str, num_devices: int) -> tuple[Config, str]:
+    """The config for these devices, and the rule that was applied; empty if none matches."""
+    found = f"{device_kind} x {num_devices}"
+    for rule in map(parse_rule, config.mesh_rules):
+        if rule.pattern.fullmatch(found):
+            return rule.applied(config), rule.text
+    return config, ""
