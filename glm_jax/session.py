@@ -387,6 +387,8 @@ class Session:
         if len(self._grid.stages) > 1:
             figures["stage"] = self._grid.stages[self._part.stage].name
         self._report("train", figures)
+        if slow := self._watch.slow_input(figures.get("input_wait", 0.0)):
+            self._report("slow_host", slow)
 
     def _report_bad_steps(self) -> None:
         for bad in self._window.take_bad_steps():

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import statistics
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -11,6 +12,7 @@ from typing import NamedTuple
 from glm_jax.parallel.hosts import Hosts
 
 _ALIVE = "glm_jax/alive"
+_SLOW_INPUT = 0.2  # of a step: worth to be said
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,12 +23,14 @@ class Sign:
       step: in flight, or the next one.
       rows: of its batch, first and end.
       since: when its loop came here, in Unix seconds.
+      input_wait: share of its last reported steps that it waited for rows.
     """
 
     phase: str
     step: int
     rows: tuple[int, int] | None
     since: float
+    input_wait: float = 0.0
 
     def describe(self, now: float) -> str:
         """As in "waiting for input of step 7 for 12 s"."""
@@ -83,10 +87,26 @@ class Signs:
             if index not in self._seen or self._seen[index].number != number:
                 self._seen[index] = _Seen(number, Sign(**values), time.monotonic())
 
+    def slowest_input(self) -> tuple[str, float] | None:
+        """Who waits for rows, and its share, where that holds up the others, who wait less.
+
+        A step begins when the last process has its rows; that a device is slow nobody's clock
+        tells.
+        """
+        waits = {index: seen.sign.input_wait for index, seen in self._seen.items()}
+        if len(waits) < 2:
+            return None
+        slowest = max(waits, key=waits.get)
+        others = statistics.median(wait for index, wait in waits.items() if index != slowest)
+        if waits[slowest] < _SLOW_INPUT or waits[slowest] < 2 * others:
+            return None
+        return self._hosts.describe(slowest), waits[slowest]
+
     def others_alive(self, limit: float) -> set[int]:
-        """The other processes that were heard from in the last `limit` seconds."""
-        now, mine = time.monotonic(), self._hosts.index
-        return {i for i, seen in self._seen.items() if i != mine and now - seen.at < limit}
+        """The other processes, but those not heard from any more for `limit` seconds."""
+        now = time.monotonic()
+        gone = {index for index, seen in self._seen.items() if now - seen.at >= limit}
+        return set(range(self._hosts.count)) - gone - {self._hosts.index}
 
     def silent(self, limit: float) -> str | None:
         """The process that was not heard from for the longest, if that is over `limit` seconds."""

@@ -7,6 +7,7 @@ abort it without a word.
 """
 
 import contextlib
+import dataclasses
 import faulthandler
 import json
 import multiprocessing
@@ -103,7 +104,17 @@ class Watch:
         before = self._sign
         step = before.step if step is None else step
         span = before.rows if rows is None else (rows.start, rows.stop)
-        self._sign = Sign(phase, step, span, time.time())
+        self._sign = Sign(phase, step, span, time.time(), before.input_wait)
+
+    def slow_input(self, input_wait: float) -> dict[str, object]:
+        """What to report of a process whose input holds up the others; nothing if none does.
+
+        Args:
+          input_wait: of this process, see `Sign`.
+        """
+        self._sign = dataclasses.replace(self._sign, input_wait=input_wait)
+        slowest = self._signs.slowest_input()
+        return {} if slowest is None else {"process": slowest[0], "input_wait": slowest[1]}
 
     def keep_signs_in(self, folder: Path) -> None:
         """From now on `folder` has the last sign of life, for supervisors and people."""

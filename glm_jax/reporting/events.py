@@ -14,6 +14,7 @@ NAMES = {
     "save_failed": "save failed",
     "fallback": "fell back",
     "diverged": "diverged",
+    "slow_host": "slow host",
     "rewound": "rewound",
     "stage": "stage",
     "stopped": "stopped",
@@ -121,7 +122,13 @@ def _reason(line: Line) -> str:
     return str(line.values.get("reason", "no reason given"))
 
 
+def _slow_host(line: Line) -> str:
+    share = line.number("input_wait")
+    return f"{line.values.get('process')} waits for rows {units.percent(share or 0.0)} of the time"
+
+
 _DESCRIBERS = {
+    "slow_host": _slow_host,
     "save_failed": _reason,
     "diverged": _reason,
     "started": _started,

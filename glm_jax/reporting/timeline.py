@@ -20,6 +20,7 @@ _LANES = {
     "rewound": "rewound",
     "fallback": "fell back",
     "diverged": "diverged",
+    "slow_host": "slow host",
     "stopped": "stopped",
 }
 _BEGINNINGS = ("started", "fallback", "resumed", "rewound")

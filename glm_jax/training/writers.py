@@ -299,7 +299,7 @@ class Display:
 _SHOWN = 3  # entries of a list
 # What goodput is made of; a line of it ends the session.
 _NOT_SHOWN = ("seconds", "skipped_seconds", "compile_seconds", "lost_seconds", "wall_seconds")
-_PLAIN_EVENTS = ("bad_step", "fallback", "rewound", "stage", "stopped")
+_PLAIN_EVENTS = ("bad_step", "fallback", "rewound", "slow_host", "stage", "stopped")
 
 
 def _short(value: Any) -> str:

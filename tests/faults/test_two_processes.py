@@ -6,10 +6,13 @@ sums within a process go another way round, and differ in the last bit. `pytest 
 """
 
 import json
+import os
 import re
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -230,3 +233,50 @@ def test_a_folder_that_cannot_be_written_is_said_by_all(data_dir, tmp_path):
         assert together.wait() == [2, 2], together.printed()
         assert "Not a directory" in together[0].printed()
         assert "process 0" in together[1].printed()
+
+
+def supervised(data_dir: Path, workdir: Path, *options: str, **variables: str) -> subprocess.Popen:
+    """`launch/supervise.py` with the command of `Training`."""
+    command = [sys.executable, "-m", "glm_jax.train", f"--config={ROOT}/tests/faults/recipe.py"]
+    command += [f"--config.data.dir={data_dir}", f"--workdir={workdir}", *FLAGS]
+    command += ["--config.training.steps=30"]
+    return subprocess.Popen(
+        [sys.executable, f"{ROOT}/launch/supervise.py", "--pause=0.1", *options, "--", *command],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"} | variables,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    )
+
+
+def test_a_supervised_run_goes_on_by_itself(data_dir, tmp_path):
+    """A process is killed; nobody starts anything."""
+    workdir = tmp_path / "run"
+    options = ["--num_processes=2", "--devices_per_process=2"]
+    process = supervised(data_dir, workdir, *options)
+    deadline = time.monotonic() + 180
+    while last_step(workdir) < 8:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    victim = json.loads((workdir / "hosts" / "1.json").read_text())["pid"]
+    os.kill(victim, signal.SIGKILL)
+    printed, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, printed
+    assert "supervise: restart 1 in 0.1 s: processes ended with 42, SIGKILL" in printed
+    assert lines(workdir, "stopped")[-1]["reason"] == "done"
+    assert lines(workdir, "resumed")[0]["step"] > 0
+    assert "[1] " in printed
+
+
+def test_a_crash_loop_stops_and_names_the_rows(data_dir, tmp_path):
+    """The same batch kills every session."""
+    workdir = tmp_path / "run"
+    process = supervised(data_dir, workdir, FAULT="raise:0:3")
+    printed, _ = process.communicate(timeout=180)
+    assert process.returncode == 2, printed
+    assert printed.count("ZeroDivisionError: a planted fault") >= 3
+    said = "crash loop: 3 times in a row the run ended at step 3, rows 8 to 11"
+    show = f"python -m glm_jax.prepare --show=8:12 --workdir={workdir}"
+    assert f"{said}; {show} shows them" in printed
