@@ -17,7 +17,7 @@ Otherwise than published: the batch grows by 192 rows at a time and not by 24, s
   batch sizes to compile and not 169; single spans (2 %) are drawn for a row and not for a sample;
   the 2 % of [MASK] samples that are cut short are not; no dropout on attention; the learning rate
   starts at 0 and not at 1e-7; rows respect the ends of documents, which the published ones did not.
-  It needs several hosts, which cannot train yet.
+  It needs several hosts (docs/hosts.md).
 """
 
 import ml_collections

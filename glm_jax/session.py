@@ -194,8 +194,9 @@ class Session:
             asked = self._watch.agreement.poll()
             if asked == SAVE_AGAIN:
                 self._owes_save = True
-            else:
+            elif asked is not None:
                 self._stop_reason = asked
+                self._watch.nothing_may_be_lost()  # this loop ends the session now
         return self._stop_reason
 
     def _workers_were_ended(self) -> bool:

@@ -142,13 +142,13 @@ class Watch:
         """
         try:
             yield
-        except Exception as error:
+        except (Exception, KeyboardInterrupt) as error:
             if self._hosts.store is not None:
                 self._fail(error)
             self._file.write(self._sign, failure=_one_line(error))
             raise
 
-    def _fail(self, error: Exception) -> NoReturn:
+    def _fail(self, error: Exception | KeyboardInterrupt) -> NoReturn:
         if isinstance(error, UserError | RestartError):
             code = EXIT_USER_ERROR if isinstance(error, UserError) else EXIT_RESTART
             self._end(_one_line(error), code)
@@ -276,7 +276,7 @@ def _quietly(action: Callable, *arguments) -> None:
         action(*arguments)
 
 
-def _one_line(error: Exception) -> str:
+def _one_line(error: BaseException) -> str:
     first_line = next(iter(str(error).splitlines()), "")
     is_for_people = isinstance(error, UserError | RestartError)
     return str(error) if is_for_people else f"{type(error).__name__}: {first_line}"
