@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 import traceback
 import typing
@@ -13,6 +14,7 @@ from ml_collections import config_flags
 from glm_jax.compilation_cache import keep_compiled_programs
 from glm_jax.config import Config, from_dict
 from glm_jax.errors import EXIT_RESTART, EXIT_USER_ERROR, RestartError, UserError
+from glm_jax.mesh_rules import parse_rule
 
 if typing.TYPE_CHECKING:
     from glm_jax.parallel.place import Place
@@ -62,6 +64,8 @@ def define_config_flag() -> None:
 def load_config() -> Config:
     """The checked config of the recipe that --config names, and its overrides.
 
+    What the command line says goes before `mesh_rules`, which lose their values for it.
+
     Raises:
       UserError: no recipe was named, or `config.from_dict` rejects it.
     """
@@ -72,7 +76,10 @@ def load_config() -> Config:
     except OSError as error:
         reason = str(error).strip().splitlines()[-1].strip()
         raise UserError(f"--config cannot be loaded: {reason}") from error
-    return from_dict(values)
+    config = from_dict(values)
+    said = config_flags.get_override_values(flags.FLAGS["config"])
+    rules = tuple(parse_rule(text).without(said) for text in config.mesh_rules)
+    return dataclasses.replace(config, mesh_rules=rules)
 
 
 def define_hosts_flags() -> None:

@@ -39,6 +39,7 @@ def main() -> None:
     config = with_vocabulary(cli.load_config(), FLAGS.vocab_size)
     topology = cli.required("topology")
     jax.config.update("jax_platforms", "cpu")  # devices that this machine has are not opened
+    jax.config.update("jax_enable_compilation_cache", False)  # how long it takes is a figure
     devices = described_devices(topology, FLAGS.num_slices)
     config, rule = with_mesh_rules(config, devices[0].device_kind, len(devices))
     if rule:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import typing
+from collections.abc import Collection
 
 from glm_jax.errors import UserError
 
@@ -36,7 +37,17 @@ class MeshRule:
     pattern: re.Pattern
     values: dict[tuple[str, str], int | str]
 
+    def without(self, fields: Collection[str]) -> str:
+        """The text of the rule without its values for these fields, such as "mesh.fsdp"."""
+        kept = [
+            f"{field}={value}"
+            for (section, field), value in self.values.items()
+            if f"{section}.{field}" not in fields
+        ]
+        return f"{self.pattern.pattern}: {' '.join(kept)}"
+
     def applied(self, config: Config) -> Config:
+        """The config with the values of the rule, unchecked."""
         for (section, field), value in self.values.items():
             part = dataclasses.replace(getattr(config, section), **{field: value})
             config = dataclasses.replace(config, **{section: part})
@@ -50,7 +61,7 @@ def parse_rule(text: str) -> MeshRule:
       UserError: it cannot be read.
     """
     pattern, colon, assignments = text.rpartition(": ")
-    if not colon or not assignments.strip():
+    if not colon:
         raise _wrong(text, "it is not of the form 'PATTERN: name=value ...'")
     try:
         compiled = re.compile(pattern)

@@ -4,7 +4,7 @@ import pytest
 
 from glm_jax.config import from_dict
 from glm_jax.errors import UserError
-from glm_jax.mesh_rules import with_mesh_rules
+from glm_jax.mesh_rules import parse_rule, with_mesh_rules
 
 RULES = (
     "TPU v5p x (64|128): fsdp=-1 data=2 model=8 remat=full accumulation_steps=4",
@@ -27,6 +27,14 @@ def test_the_first_that_matches_is_applied():
     assert (changed.mesh.rules, changed.mesh.fsdp, changed.model.remat) == ("fsdp", 2, "none")
 
 
+def test_what_the_command_line_says_goes_before_a_rule():
+    rule = parse_rule(RULES[0]).without({"mesh.fsdp", "model.remat", "seed"})
+    assert rule == "TPU v5p x (64|128): data=2 model=8 accumulation_steps=4"
+    assert parse_rule(rule).without(()) == rule
+    changed, _ = with_mesh_rules(config(rule), "TPU v5p", 64)
+    assert (changed.mesh.fsdp, changed.mesh.model) == (2, 8)
+
+
 def test_what_no_rule_matches_stays():
     run = config(*RULES)
     assert with_mesh_rules(run, "NVIDIA H200", 80) == (run, "")
@@ -37,7 +45,6 @@ def test_what_no_rule_matches_stays():
     ("rule", "reason"),
     [
         ("TPU v5p", "it is not of the form 'PATTERN: name=value ...'"),
-        ("TPU: ", "it is not of the form"),
         ("TPU (: fsdp=1", "the pattern is no regular expression"),
         ("TPU.*: fdsp=1", "'fdsp=1' is none of data=, fsdp=,"),
         ("TPU.*: fsdp", "'fsdp' is none of"),

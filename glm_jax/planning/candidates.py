@@ -95,6 +95,8 @@ def _meshes(config: Config, num_devices: int, num_slices: int) -> Iterator[tuple
             width % size for width in (model.num_heads, model.mlp_dim, model.vocab_size)
         ):
             continue
+        if model.kv_heads % size and size % model.kv_heads:
+            continue
         for context in _divisors(num_devices // size):
             if context > 1 and (length < LONG_ROW or not rules.get("embed") or length % context):
                 continue
