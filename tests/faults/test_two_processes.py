@@ -26,7 +26,7 @@ from glm_jax.training.step_folders import finished_steps
 
 pytestmark = [pytest.mark.slow, pytest.mark.faults]
 
-STEPS, EVERY, SILENT = 100, 5, 4
+EVERY, SILENT, HANG = 5, 10, 15  # steps; seconds, that a busy machine does not exceed
 FLAGS = [
     "--config.training.eval_every=0",
     f"--config.hosts.silent_seconds={SILENT}",
@@ -115,7 +115,7 @@ FAULTS = [
 def test_the_fault_table(data_dir, undisturbed, tmp_path):
     workdir, reached = tmp_path / "run", None
     for fault in FAULTS:
-        flags = [*FLAGS, *MESH, f"--config.hosts.hang_seconds={4 if fault.planted else 60}"]
+        flags = [*FLAGS, *MESH, f"--config.hosts.hang_seconds={HANG}"]
         with Together(data_dir, workdir, *flags, fault=fault.planted) as together:
             before = last_step(workdir)
             if not fault.planted:
