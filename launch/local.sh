@@ -6,6 +6,21 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
+is_dry_run() {
+  local argument
+  for argument in "$@"; do
+    case "$argument" in
+      --) return 1 ;;
+      --dry-run | --dry_run) return 0 ;;
+    esac
+  done
+  return 1
+}
+
+if is_dry_run "$@"; then # nothing is installed either
+  check_python
+  exec "$PYTHON" "$ROOT/launch/supervise.py" "$@"
+fi
 ensure_venv "" >&2
 export PATH="$VENV/bin:$PATH"
 exec python "$ROOT/launch/supervise.py" "$@"
