@@ -14,6 +14,7 @@ from commands import run_command
 from reporting.fake_run import BEGIN, write_run
 
 from glm_jax import evaluate as command
+from glm_jax.config import Config
 from glm_jax.errors import UserError
 from glm_jax.reporting.overview import overview
 from glm_jax.reporting.page import render
@@ -101,6 +102,7 @@ def test_a_flag_that_the_task_does_not_have_is_refused(arguments, flag):
 
 def test_the_line_is_json_and_the_report_tells_what_was_evaluated(tmp_path, monkeypatch, capsys):
     health = write_run(tmp_path)
+    monkeypatch.setattr(command, "load_config", lambda _: Config())
     monkeypatch.setattr(command, "load_run", lambda *_: SimpleNamespace(step=4000))
     figures = {
         "bits_per_byte": {"all": math.nan, "en": np.float32(1.5)},
