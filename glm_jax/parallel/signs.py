@@ -11,6 +11,9 @@ from typing import NamedTuple
 
 from glm_jax.parallel.hosts import Hosts
 
+STEP = "step"
+"""The phase in which a process waits for all others."""
+
 _ALIVE = "glm_jax/alive"
 _SLOW_INPUT = 0.2  # of a step: worth to be said
 
@@ -56,6 +59,11 @@ class SignFile:
             temporary = self.folder / f".{self._name}.{os.getpid()}.tmp"
             temporary.write_text(json.dumps(values) + "\n")
             temporary.replace(self.folder / f"{self._name}.json")
+
+
+def _progress(sign: Sign) -> tuple[int, bool, float]:
+    """Orders processes by how far they are."""
+    return sign.step, sign.phase == STEP, sign.since
 
 
 class _Seen(NamedTuple):
@@ -120,10 +128,10 @@ class Signs:
         return f"{self._hosts.describe(index)}, not heard from for {silence:.0f} s ({last}),"
 
     def first_to_stand_still(self, now: float) -> str:
-        """For whom the others wait, if there are others."""
+        """For whom the others wait, if there are others: they do so in a step."""
         if len(self._seen) < 2:
             return ""
         signs = {index: seen.sign for index, seen in self._seen.copy().items()}
-        first = min(signs, key=lambda index: (signs[index].step, signs[index].since))
+        first = min(signs, key=lambda index: _progress(signs[index]))
         who, where = self._hosts.describe(first), signs[first].describe(now)
         return f"; first to stand still: {who}, {where}"

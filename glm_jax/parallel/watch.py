@@ -12,6 +12,7 @@ import faulthandler
 import json
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 import time
@@ -27,14 +28,14 @@ from glm_jax.errors import EXIT_RESTART, EXIT_USER_ERROR, RestartError, UserErro
 from glm_jax.parallel.agreement import Agreement
 from glm_jax.parallel.hosts import Hosts, joined
 from glm_jax.parallel.place import Place
-from glm_jax.parallel.signs import Sign, SignFile, Signs
+from glm_jax.parallel.signs import STEP, Sign, SignFile, Signs
 
 _FAILURE, _GONE = "glm_jax/failure", "glm_jax/gone"
 _TICK, _QUICK_TICK = 1.0, 0.1
 _LAST_WORDS = 5.0  # that process 0, whom the others ask, waits for them to go
 _CAUSE = 2.0  # that the process which caused an exception here has to say so
 
-STARTING, COMPILING, STEP = "starting", "compiling", "step"
+STARTING, COMPILING = "starting", "compiling"
 READING, VALIDATION, SAVING = "waiting for input", "validation", "saving"
 _SHORT = (STEP, READING, VALIDATION)  # phases that are renewed with every batch
 
@@ -183,7 +184,8 @@ class Watch:
 
     def _check_interrupt(self) -> None:
         reason = self._wish() if self._may_interrupt else None
-        if reason is None or not self._ending.acquire(blocking=False):
+        is_signal = reason in signal.Signals.__members__  # nobody waits for the others
+        if not is_signal or not self._ending.acquire(blocking=False):
             return
         self._interrupt(reason)
         self._tell(reason, 0, stacks=False)

@@ -190,7 +190,7 @@ def different(what: str, data_dir: Path, folder: Path) -> tuple[dict, list[str],
     """Variables and flags of process 1 alone, and the message."""
     if what == "folder":
         elsewhere = f"--workdir={folder / 'elsewhere'}"
-        return {}, [elsewhere], r"run is not the same folder on process 1 \("
+        return {}, [elsewhere], r"is not the same folder on process 1 \("
     if what == "data":
         shutil.copytree(data_dir, folder / "data")
         metadata = folder / "data" / "en" / "2.0.0" / "metadata.json"
