@@ -70,8 +70,11 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     # The published log skips 200 batches by hand at each of two spikes (40,701 and 42,401).
     c.bad_steps.action = "rewind"
     c.mesh.data, c.mesh.fsdp, c.mesh.model = 1, -1, 8
-    # As `fit` says: the fewest chips of v5p that hold it, at 96 % of their memory.
-    c.mesh_rules = ("TPU v5p? x 32: accumulation_steps=88",)
+    # As `fit` says: 32 are the fewest chips of v5p that hold it, at 96 % of their memory.
+    c.mesh_rules = (
+        "TPU v5p? x 32: accumulation_steps=88",
+        "TPU v5 ?(lite|e) x 256: accumulation_steps=44",
+    )
     c.checkpoint.every = 250
     c.checkpoint.keep_every = 5000
     return c

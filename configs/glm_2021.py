@@ -72,6 +72,20 @@ VARIANTS = {
     "10b_chinese_longer": Recipe(3e-5, 2048, 8_000, 20_000, 500, 0.1, shares=_MORE_BLANKS),
 }
 
+# Where the batch does not fit at once; docs/pods.md has what was compiled.
+MESH_RULES = {
+    "2b": ("TPU v5 ?(lite|e) x 16: accumulation_steps=2",),
+    "10b": (
+        "TPU v5 ?(lite|e) x 64: accumulation_steps=4",
+        "TPU v6 ?(lite|e) x 64: accumulation_steps=2",
+        "NVIDIA H200 x 8: accumulation_steps=3",
+    ),
+    "10b_longer": (
+        "TPU v5 ?(lite|e) x 64: accumulation_steps=4",
+        "NVIDIA H200 x 8: accumulation_steps=2",
+    ),
+}
+
 
 def get_config(variant: str = "large") -> ml_collections.ConfigDict:
     if variant not in VARIANTS:
@@ -97,6 +111,7 @@ def get_config(variant: str = "large") -> ml_collections.ConfigDict:
     c.optimizer.final_ratio = recipe.final_ratio
     c.optimizer.weight_decay = 0.01 if size in ("roberta", "large_chinese") else 0.1
     c.mesh.data, c.mesh.fsdp = 1, -1
+    c.mesh_rules = MESH_RULES.get(variant.replace("_chinese", ""), ())
     c.training.batch_size, c.training.steps = recipe.batch_size, recipe.steps
     c.training.log_every = 50
     c.training.eval_every = 1000

@@ -8,6 +8,8 @@ Memory and traffic are the compiler's, the times are bounds by arithmetic. --sea
 accumulation and rematerialisation, and ranks what fits.
 """
 
+import functools
+
 import jax
 from absl import flags
 
@@ -15,7 +17,10 @@ from glm_jax import cli
 from glm_jax.config import Config, with_vocab_size
 from glm_jax.errors import UserError
 from glm_jax.mesh_rules import with_mesh_rules
+from glm_jax.parallel.device_kinds import device_kind
 from glm_jax.parallel.sharding import make_sharding
+from glm_jax.planning.compiled_step import DoesNotFit
+from glm_jax.planning.nearest import nearest_that_fits
 from glm_jax.planning.plan import largest, parts_of, plan_parts
 from glm_jax.planning.plan_text import describe_mesh, describe_part, describe_run, describe_shape
 from glm_jax.planning.search import search
@@ -67,15 +72,26 @@ def fit(config: Config, devices: list[jax.Device], num_slices: int) -> None:
     """Prints what the config takes on the devices.
 
     Raises:
-      UserError: it does not fit them; naming the nearest that does where it is their memory.
+      UserError: its mesh does not multiply to them, or its batches or the memory that a step needs
+        do not fit them: with the nearest that should.
     """
     sharding = make_sharding(config.mesh, devices)
-    check_batches(config, sharding)
+    kind = device_kind(devices[0].device_kind)
+    way_out = functools.partial(
+        nearest_that_fits, config, tuple(sharding.mesh.shape.values()), num_slices, kind
+    )
+    try:
+        check_batches(config, sharding)
+    except UserError as error:
+        raise UserError(f"{error}; {way_out()}") from error
     print(describe_mesh(config, sharding), flush=True)
     parts, plans = parts_of(config), []
-    for part, plan in zip(parts, plan_parts(parts, devices, num_slices), strict=True):
-        plans.append(plan)
-        print(describe_part(part, plan, len(devices)), flush=True)
+    try:
+        for part, plan in zip(parts, plan_parts(parts, devices), strict=True):
+            plans.append(plan)
+            print(describe_part(part, plan, len(devices)), flush=True)
+    except DoesNotFit as error:
+        raise UserError(f"{error}; {way_out(needed=error.needed)}") from error
     print(describe_run(config, parts, plans))
 
 
@@ -85,11 +101,10 @@ def find(config: Config, devices: list[jax.Device], num_slices: int, max_compile
     Raises:
       UserError: none fits.
     """
-    part = largest(parts_of(config))
-    print(describe_shape(part))
+    print(describe_shape(largest(parts_of(config))))
     print(COLUMNS)
     found = []
-    for tried in search(part.config, devices, num_slices, max_compiles):
+    for tried in search(config, devices, num_slices, max_compiles):
         found.append(tried)
         print(describe_tried(tried), flush=True)
     print(describe_ranking(found))

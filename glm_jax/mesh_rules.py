@@ -16,13 +16,14 @@ from glm_jax.errors import UserError
 if typing.TYPE_CHECKING:
     from glm_jax.config import Config
 
+_SIZE = "-1|[1-9][0-9]*"
 _FIELDS = {
-    **dict.fromkeys(("data", "fsdp", "context", "model"), ("mesh", int)),
-    "rules": ("mesh", str),
-    "remat": ("model", str),
-    "accumulation_steps": ("training", int),
+    **dict.fromkeys(("data", "fsdp", "context", "model"), ("mesh", _SIZE)),
+    "rules": ("mesh", None),
+    "remat": ("model", None),
+    "accumulation_steps": ("training", _SIZE),
 }
-"""Section and type of what a rule may set."""
+"""Section of what a rule may set, and how its numbers are written."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,19 +68,22 @@ def parse_rule(text: str) -> MeshRule:
         compiled = re.compile(pattern)
     except re.error as error:
         raise _wrong(text, f"the pattern is no regular expression: {error}") from error
-    values = dict(_assigned(text, part) for part in assignments.split())
-    return MeshRule(text, compiled, values)
+    assigned = [_assigned(text, part) for part in assignments.split()]
+    if len(dict(assigned)) < len(assigned):
+        raise _wrong(text, "it sets a field twice")
+    return MeshRule(text, compiled, dict(assigned))
 
 
 def _assigned(text: str, part: str) -> tuple[tuple[str, str], int | str]:
     name, equals, value = part.partition("=")
     if not equals or name not in _FIELDS:
         raise _wrong(text, f"{part!r} is none of {', '.join(f'{n}=' for n in _FIELDS)}")
-    section, kind = _FIELDS[name]
-    try:
-        return (section, name), kind(value)
-    except ValueError as error:
-        raise _wrong(text, f"{name} must be {kind.__name__}, got {value!r}") from error
+    section, number = _FIELDS[name]
+    if number is None:
+        return (section, name), value
+    if not re.fullmatch(number, value):
+        raise _wrong(text, f"{name} must be a positive number or -1, got {value!r}")
+    return (section, name), int(value)
 
 
 def _wrong(text: str, reason: str) -> UserError:

@@ -8,12 +8,20 @@ from pathlib import Path
 
 import jax
 import pytest
+from jax.sharding import AbstractMesh
 
 from glm_jax.config import Config, from_dict, with_vocab_size
 from glm_jax.errors import UserError
+from glm_jax.mesh_rules import with_mesh_rules
 from glm_jax.model import glm
 from glm_jax.model.presets import PRESETS
+from glm_jax.parallel.device_kinds import device_kind
+from glm_jax.parallel.mesh import AXES, fill_in
+from glm_jax.parallel.sharding import Sharding, rules_of
+from glm_jax.planning.estimate import estimate
+from glm_jax.planning.plan import largest, parts_of
 from glm_jax.stages import BatchGrid
+from glm_jax.training.evaluation import check_batches
 from glm_jax.training.schedules import make_schedule
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -103,6 +111,26 @@ def test_cost(name, variant):
     title = f"`{name}:{variant}`" if variant else f"`{name}`"
     row = f"| {title} | {written[0]} | {shares} | {' | '.join(written[1:])} |"
     assert row in (ROOT / "docs" / "recipes.md").read_text()
+
+
+DEVICES = [("TPU v5 lite", 16), ("TPU v5 lite", 64), ("TPU v5 lite", 256), ("TPU v5p", 32)]
+DEVICES += [("TPU v6 lite", 16), ("TPU v6 lite", 64), ("TPU v6 lite", 256), ("NVIDIA H200", 8)]
+
+
+@pytest.mark.parametrize(("name", "variant"), [p for p in RECIPES if recipe(*p).mesh_rules])
+def test_mesh_rules_divide_and_should_fit(name, variant):
+    """By arithmetic; docs/pods.md has what was compiled."""
+    run, used = recipe(name, variant), set()
+    for device, count in DEVICES:
+        config, rule = with_mesh_rules(run, device, count)
+        if rule:
+            used.add(rule)
+            sizes = fill_in([getattr(config.mesh, axis) for axis in AXES], count)
+            mesh = AbstractMesh(sizes, AXES)
+            check_batches(config, Sharding(mesh, rules_of(config.mesh)))
+            step = largest(parts_of(config)).config
+            assert estimate(step, sizes).total < device_kind(device).hbm_bytes
+    assert used == set(run.mesh_rules)
 
 
 @pytest.mark.parametrize("variant", load("glm_modern").VARIANTS)

@@ -96,4 +96,4 @@ def test_a_search_ranks_what_it_compiled():
     said = describe_ranking(found)
     best = min(found, key=lambda tried: tried.rank)
     assert "3 of 3 tried fit, by operations" in said
-    assert said.endswith(f"best: {best.candidate.overrides()}")
+    assert said.endswith(f"best: {best.layout.overrides()}")

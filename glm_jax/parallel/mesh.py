@@ -29,7 +29,7 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Me
         number of slices.
     """
     devices = jax.devices() if devices is None else devices
-    sizes = _fill_in([getattr(config, axis) for axis in AXES], len(devices))
+    sizes = fill_in([getattr(config, axis) for axis in AXES], len(devices))
     return Mesh(_arrange(sizes, devices), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
@@ -49,7 +49,12 @@ def _arrange(sizes: tuple[int, ...], devices: list[jax.Device]) -> np.ndarray:
     )
 
 
-def _fill_in(sizes: list[int], num_devices: int) -> tuple[int, ...]:
+def fill_in(sizes: list[int], num_devices: int) -> tuple[int, ...]:
+    """Sizes of `AXES` with -1 replaced by what is left of the devices.
+
+    Raises:
+      UserError: they do not multiply to the number of devices.
+    """
     named = ", ".join(f"{axis}={size}" for axis, size in zip(AXES, sizes, strict=True))
     if any(size == 0 or size < -1 for size in sizes) or sizes.count(-1) > 1:
         raise UserError(f"config.mesh sizes must be positive, one of them may be -1, got {named}")

@@ -5,6 +5,7 @@ import functools
 import math
 import re
 import time
+from collections import Counter
 from typing import NamedTuple
 
 import jax
@@ -44,22 +45,23 @@ class DoesNotFit(UserError):
 
 @dataclasses.dataclass(frozen=True)
 class CompiledStep:
-    """A step and what its compiler says of it.
-
-    Attributes:
-      lower_seconds: of tracing it and writing it down for the compiler.
-      hlo: text of the optimised program of one device.
-    """
-
     lower_seconds: float
     compile_seconds: float
     memory: Memory
-    hlo: str
+    hlo: str  # text of the optimised program of one device
 
     @functools.cached_property
     def collectives(self) -> list[Collective]:
-        """What its devices send to each other."""
+        """What its devices send to each other, each collective of the text once."""
         return census(self.hlo)
+
+    @property
+    def sent(self) -> dict[str, int]:
+        """Bytes that a device sends in a step, by kind of collective."""
+        sent = Counter()
+        for collective in self.collectives:
+            sent[collective.kind] += collective.total_bytes
+        return dict(sent)
 
     @property
     def num_kernels(self) -> int:

@@ -1,63 +1,79 @@
-"""What to ask for instead of what does not fit, by arithmetic alone."""
+"""What should fit where a run does not, by arithmetic: the nearest layout, or more devices."""
 
 import math
 
-import jax
-
 from glm_jax.config import Config
-from glm_jax.parallel.device_kinds import DeviceKind, device_kind
-from glm_jax.parallel.mesh import AXES
-from glm_jax.planning.candidates import Candidate, candidates, estimated_bytes
-from glm_jax.planning.compiled_step import DoesNotFit
+from glm_jax.parallel.device_kinds import DeviceKind
+from glm_jax.planning.candidates import Candidate, Layout, candidates
+from glm_jax.planning.estimate import estimate
 
-_MOST_DEVICES = 8192
+MOST_DEVICES = 16_384
+ROOM = 0.95
+"""The share of a memory that an estimate may fill, as it may fall short."""
 
 
 def nearest_that_fits(
-    config: Config, devices: list[jax.Device], num_slices: int, refused: DoesNotFit
+    run: Config,
+    mesh: tuple[int, ...],
+    num_slices: int,
+    device: DeviceKind | None,
+    needed: float = math.inf,
 ) -> str:
-    """The layout of the same devices that differs least, or how many devices there should be.
+    """What to change of a run that cannot be laid out or does not fit, as the end of a message.
 
-    Estimates are wrong of it in the proportion in which they are wrong of what was refused.
+    That is the layout of the same devices, of those that should fit, that changes least: first the
+    accumulation, then the remat, then the mesh. Where there is none, it is the least power of two
+    of devices that has one.
 
     Args:
-      config: one part of a run, with no stages, that was refused.
+      mesh: sizes of `AXES` that do not fit.
+      device: None where its memory is not known.
+      needed: bytes of a device that the run's largest step takes; infinite where it is not known.
     """
-    kind = device_kind(devices[0].device_kind)
-    current = _as_candidate(config, len(devices))
-    estimate = estimated_bytes(config, current)
-    wrong = refused.needed / estimate if math.isfinite(refused.needed) else 1.0
-    here = _fitting(config, len(devices), num_slices, kind, wrong)
-    if here:
-        best = min(here, key=lambda candidate: (_differences(candidate, current), here[candidate]))
-        return f"by arithmetic this should fit: {best.overrides()}"
-    count = 2 * len(devices)
-    while count <= _MOST_DEVICES:
-        if _fitting(config, count, num_slices, kind, wrong):
-            return f"by arithmetic no layout of {len(devices)} does, but one of {count} should"
-        count *= 2
-    return f"by arithmetic no layout of {_MOST_DEVICES} or fewer devices does"
+    now = Layout(*mesh, run.training.accumulation_steps, run.model.remat)
+    wrong_by = _wrong_by(now, run, needed)
+    count = math.prod(mesh)
+    found = _fitting(run, count, num_slices, device, wrong_by)
+    if found := [candidate for candidate in found if candidate.layout != now]:
+        # They are in the order of their worth: the first of the nearest is the best of them.
+        best = min(found, key=lambda candidate: _distance(now, candidate.layout))
+        return (
+            f"nearest that should fit, by arithmetic ({_gib(best, wrong_by)}): "
+            f"{best.layout.overrides(besides=now)}"
+        )
+    here = f"by arithmetic no layout of these {count} devices should fit"
+    while (count := 1 << count.bit_length()) <= MOST_DEVICES:
+        if found := _fitting(run, count, num_slices, device, wrong_by):
+            best = found[0]
+            return f"{here}; {count} should ({_gib(best, wrong_by)}): {best.layout.overrides()}"
+    return f"{here}, nor of up to {MOST_DEVICES}"
 
 
-def _as_candidate(config: Config, num_devices: int) -> Candidate:
-    sizes = [getattr(config.mesh, axis) for axis in AXES]
-    known = math.prod(size for size in sizes if size > 0)
-    filled = [num_devices // known if size == -1 else size for size in sizes]
-    return Candidate(*filled, config.training.accumulation_steps, config.model.remat)
+def _wrong_by(now: Layout, run: Config, needed: float) -> float:
+    """The factor by which the activations of the estimate fall short of what is needed."""
+    guessed = estimate(now.largest_step(run), now.mesh)
+    if not math.isfinite(needed):
+        return 1.0
+    return max(1.0, (needed - guessed.state) / guessed.activations)
 
 
 def _fitting(
-    config: Config, count: int, num_slices: int, kind: DeviceKind, wrong: float
-) -> dict[Candidate, int]:
-    """Candidates that should fit, with their place in the order of worth."""
-    found = candidates(config, count, num_slices, kind)
-    return {
-        candidate: place
-        for place, candidate in enumerate(found)
-        if wrong * estimated_bytes(candidate.within(config), candidate) <= kind.hbm_bytes
-    }
+    run: Config, count: int, num_slices: int, device: DeviceKind | None, wrong_by: float
+) -> list[Candidate]:
+    found = candidates(run, count, num_slices, device)
+    limit = math.inf if device is None else ROOM * device.hbm_bytes
+    return [candidate for candidate in found if _bytes(candidate, wrong_by) <= limit]
 
 
-def _differences(candidate: Candidate, other: Candidate) -> int:
-    """Fields that have to be changed; one of the mesh brings another along."""
-    return sum(a != b for a, b in zip(candidate, other, strict=True))
+def _bytes(candidate: Candidate, wrong_by: float) -> float:
+    return candidate.estimate.state + wrong_by * candidate.estimate.activations
+
+
+def _gib(candidate: Candidate, wrong_by: float) -> str:
+    return f"about {_bytes(candidate, wrong_by) / 2**30:.2f} GiB"
+
+
+def _distance(now: Layout, other: Layout) -> tuple[int, bool, bool, int]:
+    changes = (other.mesh != now.mesh, other.remat != now.remat)
+    accumulates = other.accumulation_steps != now.accumulation_steps
+    return sum(changes) + accumulates, *changes, other.accumulation_steps

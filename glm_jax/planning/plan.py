@@ -1,26 +1,17 @@
 """What training a config takes on given devices: memory, traffic, FLOPs, the least time."""
 
 import dataclasses
-from collections import Counter
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax
 
 from glm_jax.config import Config
-from glm_jax.errors import UserError
 from glm_jax.parallel.device_kinds import DeviceKind, device_kind
 from glm_jax.parallel.sharding import make_sharding
-from glm_jax.planning.compiled_step import (
-    CompiledStep,
-    DoesNotFit,
-    Memory,
-    check_fits,
-    compile_step,
-)
+from glm_jax.planning.compiled_step import CompiledStep, Memory, check_fits, compile_step
 from glm_jax.planning.expected import expected_counts
 from glm_jax.planning.held import Held, held_bytes
-from glm_jax.planning.nearest import nearest_that_fits
 from glm_jax.planning.roofline import Roofline, roofline
 from glm_jax.stages import BatchGrid
 from glm_jax.training.flops import Flops, model_costs
@@ -52,14 +43,16 @@ class StepPlan(NamedTuple):
     """A step as it was compiled; all figures are of one device.
 
     Attributes:
-      compile_seconds: of tracing the step and compiling it.
+      lower_seconds: tracing the step to the compiler's input.
+      compile_seconds: what the compiler then took, less where it finds the program kept.
       flops: of a step, by rows as `expected_counts` has them.
       sent: bytes that the collectives of a step send, by kind.
       bound: None where the rates of the device are not known.
     """
 
-    compile_seconds: float
     held: Held
+    lower_seconds: float
+    compile_seconds: float
     memory: Memory
     flops: Flops
     sent: dict[str, int]
@@ -97,36 +90,32 @@ def largest(parts: list[Part]) -> Part:
     )
 
 
-def plan_parts(
-    parts: list[Part], devices: list[jax.Device], num_slices: int = 1
-) -> Iterator[StepPlan]:
+def plan_parts(parts: list[Part], devices: list[jax.Device]) -> Iterator[StepPlan]:
     """The plan of each part; those whose batches have one shape share one compilation.
 
     Raises:
-      UserError: a part does not fit the devices; if it is their memory, with the nearest that does.
+      UserError: a part does not fit the devices.
+      DoesNotFit: nor does its step their memory.
     """
     steps: dict[tuple, CompiledStep] = {}
     for part in parts:
         training, length = part.config.training, part.config.data.seq_length
         shape = training.batch_size, training.accumulation_steps, length
         if shape not in steps:
-            try:
-                steps[shape] = compile_for(part.config, devices)
-            except DoesNotFit as refused:
-                way_out = nearest_that_fits(part.config, devices, num_slices, refused)
-                raise UserError(f"{refused}; {way_out}") from refused
+            steps[shape] = compile_for(part.config, devices)
         yield describe_step(part.config, steps[shape], devices)
 
 
 def compile_for(config: Config, devices: list[jax.Device]) -> CompiledStep:
-    """`compile_step` of a config whose state alone fits the devices.
+    """`compile_step` of a config whose state and gradients alone fit the devices.
 
     Raises:
       UserError: the config does not fit the devices.
-      DoesNotFit: nor does the state, before anything is compiled, or the step their memory.
+      DoesNotFit: nor do these, before anything is compiled, or the step their memory.
     """
     held = held_bytes(config, make_sharding(config.mesh, devices))
-    check_fits("the state with a batch", sum(held), devices[0].device_kind)
+    least = held.arguments + held.gradients
+    check_fits("the state with gradients and a batch", least, devices[0].device_kind)
     return compile_step(config, devices)
 
 
@@ -134,15 +123,13 @@ def describe_step(config: Config, step: CompiledStep, devices: list[jax.Device])
     """The figures of a compiled step."""
     kind = device_kind(devices[0].device_kind)
     counts = expected_counts(config, config.training.batch_size / len(devices))
-    sent = Counter()
-    for collective in step.collectives:
-        sent[collective.kind] += collective.total_bytes
     return StepPlan(
-        compile_seconds=step.lower_seconds + step.compile_seconds,
         held=held_bytes(config, make_sharding(config.mesh, devices)),
+        lower_seconds=step.lower_seconds,
+        compile_seconds=step.compile_seconds,
         memory=step.memory,
         flops=model_costs(config.model).of_step(counts),
-        sent=dict(sent),
+        sent=step.sent,
         device=kind,
         bound=kind and roofline(config, step, kind, counts),
     )

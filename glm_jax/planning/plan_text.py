@@ -22,10 +22,7 @@ def describe_mesh(config: Config, sharding: Sharding) -> str:
 def describe_shape(part: Part) -> str:
     """What a step of the part takes in."""
     training, length = part.config.training, part.config.data.seq_length
-    return (
-        f"stage {part.name}: steps of {training.batch_size:,} rows x {length:,} slots in "
-        f"{training.accumulation_steps} micro-batches"
-    )
+    return f"stage {part.name}: steps of {training.batch_size:,} rows x {length:,} slots"
 
 
 def describe_part(part: Part, plan: StepPlan, num_devices: int) -> str:
@@ -33,7 +30,8 @@ def describe_part(part: Part, plan: StepPlan, num_devices: int) -> str:
     return "\n".join(
         [
             "",
-            f"{describe_shape(part)}, compiled in {plan.compile_seconds:.0f} s",
+            f"{describe_shape(part)}, in {part.config.training.accumulation_steps} micro-batches",
+            _compiled(plan),
             *_memory(plan),
             *_sent(plan),
             *_flops(plan),
@@ -50,10 +48,15 @@ def memory_parts(plan: StepPlan) -> dict[str, int]:
         "their average": held.average,
         "optimizer state": held.optimizer,
         "batch": held.batch,
-        "other state, padding": memory.arguments - sum(held) + held.others,
-        "activations, gradients": memory.peak - memory.arguments,
+        "other state, padding": memory.arguments - held.arguments + held.others,
+        "gradients": held.gradients,
+        "activations, temporary": memory.peak - memory.arguments - held.gradients,
     }
     return {name: size for name, size in parts.items() if size}
+
+
+def _compiled(plan: StepPlan) -> str:
+    return f"lowered in {plan.lower_seconds:.1f} s, compiled in {plan.compile_seconds:.1f} s"
 
 
 def _memory(plan: StepPlan) -> list[str]:

@@ -35,7 +35,7 @@ def roofline(config: Config, step: CompiledStep, device: DeviceKind, counts: Cou
       counts: what one device's share of a batch asks for.
     """
     flops = model_costs(config.model).of_step(counts)
-    sent = sum(sent.total_bytes for sent in step.collectives if sent.kind != "send")
+    sent = sum(sent for kind, sent in step.sent.items() if kind != "send")
     bound = Roofline(
         compute=flops.hardware / device.peak_flops,
         memory=_memory_bytes(step, sent) / device.hbm_bandwidth,

@@ -12,7 +12,7 @@ COLUMNS = (
 
 def describe_tried(tried: Tried) -> str:
     """One row below `COLUMNS`: memory, traffic, operations (HFU) and the bound of a device."""
-    data, fsdp, context, model, accumulation, remat = tried.candidate
+    data, fsdp, context, model, accumulation, remat = tried.layout
     layout = f"{data:5} {fsdp:5} {context:7} {model:5} {accumulation:12} {remat:>9}"
     if tried.plan is None:
         return f"{layout} {tried.problem}"
@@ -40,7 +40,7 @@ def describe_ranking(found: list[Tried]) -> str:
     order = f"by {by}; then by what is sent, then by memory:"
     lines = [f"\n{len(fitting)} of {len(found)} tried fit, {order}"]
     lines += [COLUMNS, *map(describe_tried, fitting)]
-    return "\n".join([*lines, f"best: {fitting[0].candidate.overrides()}"])
+    return "\n".join([*lines, f"best: {fitting[0].layout.overrides()}"])
 
 
 def _nothing(found: list[Tried]) -> str:
@@ -48,6 +48,4 @@ def _nothing(found: list[Tried]) -> str:
     if not large:
         return "no mesh of these devices divides the config's rows, heads and widths"
     nearest = min(large, key=lambda tried: tried.problem.needed)
-    return (
-        f"none of {len(found)} fits; nearest is {nearest.candidate.overrides()}: {nearest.problem}"
-    )
+    return f"none of {len(found)} fits; nearest is {nearest.layout.overrides()}: {nearest.problem}"

@@ -11,6 +11,7 @@ from jax.experimental import topologies
 from glm_jax.errors import UserError
 
 _TPUS = {"v4": "2x2x1", "v5e": "4x4", "v5p": "4x4x4", "v6e": "8x8"}
+_LONGEST_FLAT_SIDE = 16
 _KNOWN = ", ".join([*(f"{name}:{chips}" for name, chips in _TPUS.items()), "h200:8", "cpu:4"])
 _CUDA_PLUGINS = ("jax_cuda13_plugin", "jax_cuda12_plugin")
 
@@ -22,22 +23,36 @@ def described_devices(name: str, num_slices: int = 1) -> list[jax.Device]:
       name: a generation of TPUs with the chips along each side of its torus, as v5e:4x4 or
         v5p:4x4x4, or h200 with the GPUs of one machine, as h200:8, or cpu with virtual devices of
         this process, as cpu:4.
-      num_slices: such slices of TPUs, joined by the data centre's network.
+      num_slices: such slices of TPUs, at least 1, joined by the data centre's network.
 
     Raises:
       UserError: no such devices, or the package that compiles for them is not installed.
     """
     generation, _, size = name.partition(":")
-    if generation == "h200" and re.fullmatch(r"[1-8]", size) and num_slices == 1:
-        return _gpus(int(size))
-    if generation == "cpu" and re.fullmatch(r"[1-9]\d*", size) and num_slices == 1:
-        return _cpus(int(size))
-    if generation in _TPUS and re.fullmatch(r"\d+(x\d+){1,2}", size) and num_slices > 0:
+    if generation in _TPUS and _is_torus(generation, size):
         return _tpus(name, generation, num_slices)
-    slices = "" if num_slices == 1 else f" x {num_slices} slices"
-    raise UserError(
-        f"topology {name}{slices} is not known; known, with other numbers too: {_KNOWN}"
-    )
+    if generation == "h200" and re.fullmatch(r"[1-8]", size):
+        _check_is_one(name, num_slices)
+        return _gpus(int(size))
+    if generation == "cpu" and re.fullmatch(r"[1-9]\d*", size):
+        _check_is_one(name, num_slices)
+        return _cpus(int(size))
+    raise UserError(f"topology {name} is not known; known, with other numbers too: {_KNOWN}")
+
+
+def _is_torus(generation: str, size: str) -> bool:
+    """Whether chips of this generation are joined to that: v5e and v6e have no third side."""
+    if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", size):
+        return False
+    sides = [int(side) for side in size.split("x")]
+    if len(sides) != _TPUS[generation].count("x") + 1:
+        return False
+    return len(sides) == 3 or max(sides) <= _LONGEST_FLAT_SIDE
+
+
+def _check_is_one(name: str, num_slices: int) -> None:
+    if num_slices != 1:
+        raise UserError(f"--num_slices={num_slices}: {name} has no slices, TPUs do")
 
 
 def _cpus(count: int) -> list[jax.Device]:

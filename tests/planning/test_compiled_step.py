@@ -12,12 +12,18 @@ from glm_jax.planning.topologies import described_devices
 
 
 @pytest.mark.parametrize(
-    ("name", "num_slices"),
-    [("v5e", 1), ("v9:4x4", 1), ("v5e:4", 1), ("h200:9", 1), ("h200:8", 2), ("v5e:4x4", 0)],
+    "name",
+    ["v5e", "v9:4x4", "v5e:4", "v5e:0x4", "v5e:4x4x4", "v6e:32x8", "v5p:4x4", "h200:9", "cpu:0"],
 )
-def test_an_unknown_topology_is_one_line_with_the_known_ones(name, num_slices):
-    with pytest.raises(UserError, match=f"topology {name}.* is not known; known.*v5e:4x4"):
-        described_devices(name, num_slices)
+def test_an_unknown_topology_is_one_line_with_the_known_ones(name):
+    with pytest.raises(UserError, match=f"topology {name} is not known; known.*v5e:4x4"):
+        described_devices(name)
+
+
+@pytest.mark.parametrize("name", ["h200:8", "cpu:4"])
+def test_only_tpus_have_slices(name):
+    with pytest.raises(UserError, match=f"--num_slices=2: {name} has no slices"):
+        described_devices(name, 2)
 
 
 def test_a_missing_compiler_is_named(monkeypatch):

@@ -1,6 +1,7 @@
 """Expected counts, stages as parts of a run, and what a search tries: by arithmetic alone."""
 
 import math
+import re
 
 import jax
 import pytest
@@ -8,10 +9,11 @@ import pytest
 from glm_jax.config import Config, from_dict
 from glm_jax.errors import UserError
 from glm_jax.parallel.device_kinds import device_kind
-from glm_jax.planning.candidates import candidates
+from glm_jax.planning.candidates import Layout, candidates
 from glm_jax.planning.compiled_step import DoesNotFit, Memory
 from glm_jax.planning.expected import expected_counts, text_rows
 from glm_jax.planning.held import Held
+from glm_jax.planning.nearest import nearest_that_fits
 from glm_jax.planning.plan import StepPlan, compile_for, largest, parts_of
 from glm_jax.planning.plan_text import describe_part, describe_run, memory_parts
 from glm_jax.planning.roofline import Roofline
@@ -19,6 +21,9 @@ from glm_jax.planning.search import search
 from glm_jax.planning.search_text import describe_ranking
 from glm_jax.training.flops import Flops
 
+LARGE = {"num_layers": 24, "hidden_dim": 2048, "num_heads": 16, "mlp_dim": 8192}
+LARGE |= {"vocab_size": 65_024, "max_positions": 2048}
+LONG = {"seq_length": 2048}
 ONLY = {f"{name}_weight": 0.0 for name in Config().objective.weights}
 
 
@@ -27,6 +32,10 @@ def config(**sections: dict) -> Config:
     values = {"data": {"seq_length": 20}, "optimizer": {"warmup_steps": 1}} | sections
     values["model"] = model | {"max_positions": 32} | sections.get("model", {})
     return from_dict(values)
+
+
+def layouts(run: Config, num_devices: int, num_slices: int = 1, device=None) -> list[Layout]:
+    return [found.layout for found in candidates(run, num_devices, num_slices, device)]
 
 
 def counts(objective: dict, **model) -> tuple[float, float]:
@@ -74,8 +83,9 @@ def test_a_run_is_the_rows_of_its_stages():
 
 
 PLAN = StepPlan(
-    compile_seconds=37.4,
-    held=Held(parameters=100, average=0, optimizer=200, others=3, batch=10),
+    held=Held(parameters=100, average=0, optimizer=200, others=3, batch=10, gradients=100),
+    lower_seconds=1.5,
+    compile_seconds=40.0,
     memory=Memory(arguments=320, outputs=310, temporaries=500, generated_code=0, peak=700),
     flops=Flops(useful=6e12, palm=9e12, hardware=12e12),
     sent={"all-gather": 5_000_000},
@@ -88,14 +98,15 @@ def test_memory_by_kind_adds_up_to_the_peak():
     kinds = memory_parts(PLAN)
     assert sum(kinds.values()) == 700
     assert kinds["other state, padding"] == 10
-    assert kinds["activations, gradients"] == 380
+    assert kinds["gradients"] == 100
+    assert kinds["activations, temporary"] == 280
 
 
 def test_bounds_and_lengths_are_those_of_the_whole_mesh_and_run():
     run = config(training={"batch_size": 8, "steps": 345_600})
     parts = parts_of(run)
     said = describe_part(parts[0], PLAN, num_devices=4)
-    assert "in 1 micro-batches, compiled in 37 s" in said
+    assert "lowered in 1.5 s, compiled in 40.0 s" in said
     assert "predicted, never run: 0.5 s" in said
     assert "MFU 6.0%, PaLM's 9.1%, HFU 12.2%; 27,648,000 tokens a day on 4 devices" in said
     assert "345,600 steps: 55,296,000 tokens" in describe_run(run, parts, [PLAN])
@@ -111,37 +122,51 @@ def test_without_known_rates_there_is_no_time():
 
 def test_candidates_use_every_device_and_divide():
     run = config(training={"batch_size": 12})
-    found = candidates(run, num_devices=8, num_slices=2, device=None)
+    found = layouts(run, num_devices=8, num_slices=2)
     assert len(set(found)) == len(found) > 3
-    for candidate in found:
-        assert math.prod(candidate.mesh) == 8
-        assert candidate.data % 2 == 0
-        assert candidate.context == 1  # rows are short
-        rows = 12 // candidate.accumulation_steps
-        assert rows % (candidate.data * candidate.fsdp) == 0
+    for layout in found:
+        assert math.prod(layout.mesh) == 8
+        assert layout.data % 2 == 0
+        assert layout.context == 1  # rows are short
+        rows = 12 // layout.accumulation_steps
+        assert rows % (layout.data * layout.fsdp) == 0
+
+
+def test_a_layout_divides_the_batches_of_all_stages_and_of_a_ramp():
+    ramp = config(training={"batch_size": 12, "batch_ramp": [4, 4, 40]})
+    ways = {(c.accumulation_steps, c.data * c.fsdp) for c in layouts(ramp, 4)}
+    assert {(1, 4), (2, 2), (3, 4), (12, 1)} < ways
+    # Its batches of 8 rows would be cut into 3 parts; those of 4 rows cannot be cut over 4 devices.
+    assert not {(4, 1), (2, 4)} & ways
+    twice = config(
+        training={"batch_size": 4, "steps": 100},
+        stages={"twice": {"from_step": 50, "batch_size": 8, "seq_length": 32}},
+    )
+    [halves] = {c for c in layouts(twice, 1) if (c.accumulation_steps, c.remat) == (2, "none")}
+    step = halves.largest_step(twice)
+    assert (step.training.batch_size, step.training.accumulation_steps) == (8, 4)
+    assert step.data.seq_length == 32
 
 
 def test_axes_that_the_rules_leave_idle_are_not_tried():
     run = config(mesh={"rules": "dp"}, training={"batch_size": 8})
-    assert {c.mesh for c in candidates(run, 8, 1, None)} == {(8, 1, 1, 1)}
+    assert {c.mesh for c in layouts(run, 8)} == {(8, 1, 1, 1)}
     run = config(mesh={"rules": "fsdp"}, training={"batch_size": 8})
-    assert {c.model for c in candidates(run, 8, 1, None)} == {1}
+    assert {c.model for c in layouts(run, 8)} == {1}
     with pytest.raises(UserError, match="config.mesh.rules must be one of .*, got 'none'"):
-        candidates(config(mesh={"rules": "none"}), 8, 1, None)
+        layouts(config(mesh={"rules": "none"}), 8)
 
 
 def test_long_rows_are_split():
     long = {"seq_length": 8192}
     run = config(data=long, model={"max_positions": 8192}, training={"batch_size": 2})
-    assert {c.context for c in candidates(run, 8, 1, None)} >= {4, 8}
+    assert {c.context for c in layouts(run, 8)} >= {4, 8}
 
 
 def test_what_should_fit_comes_first():
-    model = {"num_layers": 24, "hidden_dim": 2048, "num_heads": 16, "mlp_dim": 8192}
-    model |= {"vocab_size": 65_024, "max_positions": 2048}
-    run = config(model=model, data={"seq_length": 2048}, training={"batch_size": 256})
-    unlimited = candidates(run, 16, 1, None)[0]
-    first = candidates(run, 16, 1, device_kind("TPU v5e"))[0]
+    run = config(model=LARGE, data=LONG, training={"batch_size": 256})
+    unlimited = layouts(run, 16)[0]
+    first = layouts(run, 16, device=device_kind("TPU v5e"))[0]
     assert (unlimited.remat, unlimited.accumulation_steps) == ("none", 1)
     assert (first.remat, first.accumulation_steps) != ("none", 1)
 
@@ -149,7 +174,7 @@ def test_what_should_fit_comes_first():
 def test_a_state_that_is_too_large_is_refused_before_anything_is_compiled(monkeypatch):
     monkeypatch.setattr("glm_jax.parallel.device_kinds._KINDS", {"cpu": TINY_DEVICE})
     monkeypatch.setattr("glm_jax.planning.plan.compile_step", None)
-    with pytest.raises(DoesNotFit, match="the state with a batch does not fit .* too much"):
+    with pytest.raises(DoesNotFit, match="the state with gradients .* does not fit .* too much"):
         compile_for(config(training={"batch_size": 4}), jax.devices()[:1])
 
 
@@ -179,6 +204,37 @@ def test_what_one_refusal_rules_out_is_not_compiled(monkeypatch):
     assert sorted(tried) == ["full", "none", "selective"]
     assert len(candidates(run, 1, 1, None)) == 12
     assert len(found) == 3
+
+
+def test_the_nearest_that_should_fit_changes_least():
+    """16 GiB hold the state, but not what all layers keep of 64 rows of a device."""
+    run = config(model=LARGE | {"remat": "full"}, data=LONG, training={"batch_size": 1024})
+    v5e = device_kind("TPU v5e")
+    said = nearest_that_fits(run, (1, 16, 1, 1), 1, v5e, needed=40 * 2**30)
+    assert re.fullmatch(
+        r"nearest that should fit, by arithmetic \(about 1\d.\d\d GiB\): "
+        "--config.training.accumulation_steps=4",
+        said,
+    )
+    run = config(model=LARGE, data=LONG, training={"batch_size": 16})
+    said = nearest_that_fits(run, (1, 16, 1, 1), 1, v5e, needed=18 * 2**30)
+    assert said.endswith("GiB): --config.model.remat=selective")
+    run = config(model=LARGE, data=LONG, training={"batch_size": 256})
+    said = nearest_that_fits(run, (16, 1, 1, 1), 1, v5e, needed=math.inf)
+    assert ": --config.mesh.data=1 --config.mesh.fsdp=" in said
+    assert "mesh.context" not in said
+
+
+def test_where_nothing_fits_more_devices_do():
+    run = config(model=LARGE, data=LONG, training={"batch_size": 64})
+    said = nearest_that_fits(run, (1, 1, 1, 1), 1, device_kind("TPU v5e"), needed=25 * 2**30)
+    assert said.startswith("by arithmetic no layout of these 1 devices should fit; 2 should (about")
+    assert "--config.mesh.model=2" in said
+    huge = run.model.__class__(**vars(run.model) | {"num_layers": 10**8})
+    said = nearest_that_fits(
+        config(model=vars(huge)), (1, 1, 1, 1), 1, device_kind("TPU v5e"), needed=math.inf
+    )
+    assert said.endswith("nor of up to 16384")
 
 
 TINY_DEVICE = device_kind("TPU v5e").__class__(1e12, 1000.0, 1e9, 1e9)
