@@ -34,10 +34,6 @@ def get_config(variant: str = "3_6b") -> ml_collections.ConfigDict:
     c.update(CONTINUED)
     c.model = config.to_dict(preset(VARIANTS[variant]))
     c.model.remat = "full"
-    c.mesh_rules = (
-        "TPU v5 ?(lite|e) x 16: accumulation_steps=8",
-        "TPU v6 ?(lite|e) x 16: accumulation_steps=2",
-    )
     c.data.num_workers = 4
     if variant == "6b":
         c.data.seq_length, c.training.batch_size = 2048, 512

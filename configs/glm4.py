@@ -38,15 +38,9 @@ def get_config(variant: str = "9b") -> ml_collections.ConfigDict:
     c.data.seq_length = 8192
     c.data.num_workers = 4
     c.objective.update(CAUSAL_OBJECTIVE)
-    c.mesh_rules = ("TPU v5 ?(lite|e) x 64: accumulation_steps=2",)
     if variant == "0414_32b":
         c.optimizer.learning_rate = 1e-5
-        # A batch has 128 rows, and the first of these meshes has twice as many devices.
-        c.mesh_rules = (
-            "TPU v[56] ?(lite|e) x 256: fsdp=64 model=4",
-            "TPU v6 ?(lite|e) x 64: accumulation_steps=2",
-            "NVIDIA H200 x 8: accumulation_steps=8",
-        )
+        c.mesh_rules = ("NVIDIA H200 x 8: accumulation_steps=4",)
     c.training.batch_size = 128
     c.checkpoint.keep_every = 2_500
     return c

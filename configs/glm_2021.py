@@ -74,16 +74,8 @@ VARIANTS = {
 
 # Where the batch does not fit at once; docs/pods.md has what was compiled.
 MESH_RULES = {
-    "2b": ("TPU v5 ?(lite|e) x 16: accumulation_steps=2",),
-    "10b": (
-        "TPU v5 ?(lite|e) x 64: accumulation_steps=4",
-        "TPU v6 ?(lite|e) x 64: accumulation_steps=2",
-        "NVIDIA H200 x 8: accumulation_steps=3",
-    ),
-    "10b_longer": (
-        "TPU v5 ?(lite|e) x 64: accumulation_steps=4",
-        "NVIDIA H200 x 8: accumulation_steps=2",
-    ),
+    "10b": ("NVIDIA H200 x 8: accumulation_steps=3",),
+    "10b_longer": ("NVIDIA H200 x 8: accumulation_steps=2",),
 }
 
 

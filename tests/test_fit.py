@@ -35,10 +35,11 @@ def test_the_command_says_what_a_run_takes():
         "--config.model.mlp_dim=64",
         "--config.mesh.data=2",
         "--config.mesh.fsdp=2",
+        "--config.mesh_rules=('cpu x 4: data=4 fsdp=1 remat=full',)",
     )
     assert finished.returncode == 0, finished.stderr
     said = finished.stdout
-    assert "mesh data=2 x fsdp=2 x context=1 x model=1 of cpu" in said
+    assert "mesh data=2 x fsdp=2 x context=1 x model=1 of cpu, rules fsdp_model, remat full" in said
     assert "vocabulary 128" in said
     memory = said.partition("memory of a device, MiB")[2].partition("sent by a device")[0]
     *kinds, peak = [float(figure) for figure in re.findall(r" (\d+\.\d\d)\b", memory)]
@@ -56,6 +57,11 @@ def test_the_command_says_what_a_run_takes():
         (["--topology=cpu:4"], "vocab_size is 0: --vocab_size=N"),
         (["--topology=v9:2x2", "--vocab_size=60"], "v9:2x2 is not known; known, with other"),
         (["--topology=cpu:4", "--vocab_size=60", "--config.mesh.data=3"], "not fit 4 devices"),
+        (
+            ["--topology=cpu:16", "--vocab_size=60"],
+            "not divisible by the 16 devices of mesh axes data x fsdp; nearest that should fit, by "
+            "arithmetic (about",
+        ),
     ],
 )
 def test_a_mistake_is_one_line(flags, message):
