@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import operator
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -102,8 +103,8 @@ def candidates(
                 compute = costs_of(model).of_step(counts).hardware
                 too_large = candidate.estimate.total > limit
                 worth = (too_large, compute, _sent(step, mesh), REMAT.index(remat))
-                found.append((worth, layout, candidate))
-    return [candidate for *_, candidate in sorted(found)]
+                found.append((worth, candidate))
+    return [candidate for _, candidate in sorted(found, key=operator.itemgetter(0))]
 
 
 def _batchings(run: Config) -> Iterator[_Batching]:
@@ -127,8 +128,6 @@ def _meshes(run: Config, num_devices: int, num_slices: int) -> Iterator[tuple[in
         idle = size > 1 and not rules.get("heads")
         widths = (model.num_heads, model.mlp_dim, model.vocab_size)
         if idle or any(width % size for width in widths):
-            continue
-        if model.kv_heads % size and size % model.kv_heads:
             continue
         if model.kv_heads % size and size % model.kv_heads:
             continue
