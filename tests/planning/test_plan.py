@@ -221,7 +221,8 @@ def test_the_nearest_that_should_fit_changes_least():
     assert said.endswith("GiB): --config.model.remat=selective")
     run = config(model=LARGE, data=LONG, training={"batch_size": 256})
     said = nearest_that_fits(run, (16, 1, 1, 1), 1, v5e, needed=math.inf)
-    assert ": --config.mesh.data=1 --config.mesh.fsdp=" in said
+    assert "--config.mesh.data=" in said
+    assert "--config.mesh.fsdp=" in said
     assert "mesh.context" not in said
 
 
